@@ -1,0 +1,1 @@
+"""prewarm: makes a node ready before the traffic."""

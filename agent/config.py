@@ -1,0 +1,258 @@
+"""Settings: one value, three spellings (YAML key, `PREWARM_…` variable, `--flag`), parsed once, all mistakes told at once.
+
+Flags win over variables, variables over the file (`--config FILE` or `PREWARM_CONFIG`). The README table is checked against
+SETTINGS. AWS credentials, region and endpoint are not ours: they are found as every AWS SDK finds them (`AWS_…`).
+"""
+
+from __future__ import annotations
+
+import os
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import Field, dataclass, field, fields
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import yaml
+
+from agent.core.errors import Invalid, cut
+from agent.core.refs import ModelUri, parse_model_uri
+from agent.core.units import parse_duration, parse_size
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceRule:
+    """Namespaces matching `namespace` (a name, or `*`) may name models below `bucket/prefix`."""
+
+    namespace: str
+    bucket: str
+    prefix: str
+
+    def allows(self, namespace: str, uri: ModelUri) -> bool:
+        """Say whether this rule lets `namespace` use `uri`."""
+        return self.namespace in ("*", namespace) and uri.bucket == self.bucket and uri.key.startswith(self.prefix)
+
+
+def source_allowed(rules: Sequence[SourceRule], namespace: str, uri: ModelUri) -> bool:
+    """Say whether any rule allows it; no rule, no access."""
+    return any(rule.allows(namespace, uri) for rule in rules)
+
+
+def source_refusal(namespace: str, uri: ModelUri) -> str:
+    """Return the sentence for a refused source: it quotes the line an operator would add."""
+    prefix = uri.key if uri.is_prefix else uri.key.rpartition("/")[0] + "/"
+    line = f"{namespace}=s3://{uri.bucket}/{prefix.lstrip('/')}"
+    return (
+        f"namespace {namespace} may not use {cut(uri, 200)}: an operator can allow it with the setting sources: {line}"
+    )
+
+
+def _sources(value: object) -> tuple[SourceRule, ...]:
+    if isinstance(value, Mapping):
+        pairs = [(str(n), u) for n, us in value.items() for u in (us if isinstance(us, list) else [us])]
+    else:
+        lines = value if isinstance(value, list) else str(value).replace("\n", ",").split(",")
+        pairs = [
+            (n.strip(), u.strip()) for n, _, u in (str(line).partition("=") for line in lines if str(line).strip())
+        ]
+    rules = []
+    for namespace, text in pairs:
+        uri = parse_model_uri(str(text))
+        if not uri.is_prefix or uri.include or uri.exclude:
+            raise Invalid(f"source {cut(text, 200)!r} must be a bucket or a prefix ending in /")
+        rules.append(SourceRule(namespace=namespace or "*", bucket=uri.bucket, prefix=uri.key))
+    return tuple(rules)
+
+
+def _seconds(value: object) -> float:
+    if isinstance(value, int | float):
+        return float(value)
+    return parse_duration(str(value)).total_seconds()
+
+
+def _duration(value: object) -> timedelta:
+    return timedelta(seconds=_seconds(value))
+
+
+def _whole(value: object) -> int:
+    text = str(value)
+    if not text.isascii() or not text.isdigit():
+        raise Invalid(f"{cut(text, 60)!r} is not a whole number")
+    return int(text)
+
+
+def _share(value: object) -> float:
+    text = str(value)
+    try:
+        share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError as error:
+        raise Invalid(f"{cut(text, 60)!r} is not a share: write 0.8 or 80%") from error
+    if not 0 <= share <= 1:
+        raise Invalid(f"{cut(text, 60)!r} is not between 0 and 1")
+    return share
+
+
+def _flag(value: object) -> bool:
+    text = str(value).lower()
+    if text not in ("true", "false", "on", "off", "1", "0"):
+        raise Invalid(f"{cut(text, 60)!r} is neither on nor off")
+    return text in ("true", "on", "1")
+
+
+def _zone(value: object) -> str:
+    try:
+        ZoneInfo(str(value))
+    except (ValueError, OSError) as error:
+        raise Invalid(f"{cut(value, 60)!r} is no IANA time zone: write it like Europe/Paris") from error
+    return str(value)
+
+
+def _size(value: object) -> int:
+    return parse_size(str(value))
+
+
+def _choice(*words: str) -> Callable[[object], str]:
+    def parse(value: object) -> str:
+        if value not in words:
+            raise Invalid(f"{cut(value, 60)!r} is not one of {', '.join(words)}")
+        return str(value)
+
+    return parse
+
+
+def setting(default: object, parse: Callable[[object], object], text: str, *, of: str = "agent") -> Any:
+    """Declare one setting: its default as a person writes it, its parser, its help text and which process reads it."""
+    return field(
+        default_factory=lambda: parse(default), metadata={"parse": parse, "help": text, "default": default, "of": of}
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """All settings of agent and planner. Durations ending in `_seconds` are floats in seconds; sizes are bytes."""
+
+    log_level: str = setting(
+        "info", _choice("debug", "info", "warning", "error"), "least severity that is logged", of="both"
+    )
+    log_format: str = setting("text", _choice("text", "json"), "one event a line, as key=value or JSON", of="both")
+    kubeconfig: str = setting("", str, "kubeconfig file; empty: in-cluster, else the default file", of="both")
+    http_address: str = setting("0.0.0.0:9808", str, "where /metrics, /livez and /readyz are served", of="both")
+    sources: tuple[SourceRule, ...] = setting(
+        "", _sources, "NAMESPACE=s3://bucket/prefix/ pairs: who may name which weights; default deny", of="both"
+    )
+
+    node_name: str = setting("", str, "the Node this agent runs on (NODE_NAME in the DaemonSet)")
+    plan: str = setting("", str, "run without Kubernetes on this plan file (YAML, the spec of a NodeWarmup)")
+    root: Path = setting("/var/lib/prewarm", lambda v: Path(str(v)), "store, staging, views, refs and last assignment")
+    run_dir: Path = setting("/run/prewarm", lambda v: Path(str(v)), "where agent.sock and admin.sock are made")
+    containerd: str = setting("/run/containerd/containerd.sock", str, "containerd's socket; `none` warms no images")
+    snapshotter: str = setting("overlayfs", str, "the snapshotter the runtime unpacks into")
+    max_pulls: int = setting(2, _whole, "image pulls at a time")
+    connections: int = setting(8, _whole, "S3 connections of this node")
+    bandwidth: int = setting("0", _size, "bytes per second for background downloads; 0: no cap")
+    high_watermark: float = setting("0.85", _share, "share of the store's file system that models may fill it to")
+    warm_ahead: timedelta = setting("30m", _duration, "start this long before the latest safe start of a window")
+    proof_interval_seconds: float = setting(
+        "15s", _seconds, "how often everything claimed is proved again; at most 25s"
+    )
+    gpus: str = setting("auto", str, "GPUs this node must have: a number, or auto (those on the PCI bus)")
+    gpu_poll_seconds: float = setting("5s", _seconds, "how often the GPUs are asked")
+    gpu_timeout_seconds: float = setting(
+        "10s", _seconds, "one answer of NVML may take this long before it counts as hung"
+    )
+    pci_devices: Path = setting("/sys/bus/pci/devices", lambda v: Path(str(v)), "PCI devices in sysfs")
+    boot_id_file: Path = setting(
+        "/proc/sys/kernel/random/boot_id", lambda v: Path(str(v)), "where the kernel tells its boot id"
+    )
+    lift_taint: str = setting(
+        "gpu",
+        _choice("gpu", "windows", "off"),
+        "lift prewarm.dev/not-ready when GPUs are healthy, when due windows are warm too, or never",
+    )
+    goodbye_seconds: float = setting("5s", _seconds, "time to say goodbye in at shutdown", of="both")
+
+    namespace: str = setting("prewarm", str, "namespace of prewarm's own objects", of="planner")
+    timezone: str = setting("UTC", _zone, "zone of schedules that name none", of="planner")
+    registries: Path = setting(
+        "/etc/prewarm/certs.d",
+        lambda v: Path(str(v)),
+        "hosts.toml directory, as containerd's config_path",
+        of="planner",
+    )
+    resolve_seconds: float = setting(
+        "5m", _seconds, "how often tags and model versions are resolved again outside windows", of="planner"
+    )
+    grace_seconds: float = setting("20s", _seconds, "an agent not Ready for this long loses its claims", of="planner")
+    brake: float = setting(
+        "0.3", _share, "largest share of the fleet the planner withdraws at once by itself", of="planner"
+    )
+    leader_elect: bool = setting("true", _flag, "elect one leader among the planner's replicas", of="planner")
+
+
+SETTINGS: tuple[Field[Any], ...] = fields(Settings)
+
+
+def add_flags(parser: ArgumentParser, of: str) -> None:
+    """Add `--config` and a `--flag` for each setting of `agent` or `planner` to a parser."""
+    parser.add_argument("--config", metavar="FILE", help="YAML file with settings (PREWARM_CONFIG)")
+    for each in SETTINGS:
+        if each.metadata["of"] in (of, "both"):
+            told = f"{each.metadata['help']} (default: {each.metadata['default'] or 'none'})".replace("%", "%%")
+            parser.add_argument(f"--{each.name.replace('_', '-')}", dest=each.name, metavar="VALUE", help=told)
+
+
+def load_settings(flags: Namespace | None = None, environ: Mapping[str, str] | None = None) -> Settings:
+    """Read settings from flags, `PREWARM_…` variables and the YAML file.
+
+    Raises:
+        Invalid: one message listing every mistake of all three.
+    """
+    given = {k: v for k, v in vars(flags or Namespace()).items() if v is not None}
+    env = os.environ if environ is None else environ
+    path = given.get("config") or env.get("PREWARM_CONFIG", "")
+    mistakes: list[str] = []
+    written = _read_file(str(path), mistakes) if path else {}
+    values: dict[str, Any] = {}
+    for each in SETTINGS:
+        variable = f"PREWARM_{each.name.upper()}"
+        for where, holder, key in (
+            (f"--{each.name.replace('_', '-')}", given, each.name),
+            (variable, env, variable),
+            (f"{path}: {each.name}", written, each.name),
+        ):
+            if key in holder:
+                try:
+                    values[each.name] = each.metadata["parse"](holder[key])
+                except Invalid as error:
+                    mistakes.append(f"{where}: {error}")
+                break
+    _check(values, mistakes)
+    if mistakes:
+        raise Invalid("bad settings:\n  " + "\n  ".join(mistakes))
+    return Settings(**values)
+
+
+def _read_file(path: str, mistakes: list[str]) -> Mapping[str, object]:
+    try:
+        content = yaml.safe_load(Path(path).read_text()) or {}
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        mistakes.append(f"{path}: {cut(error)}")
+        return {}
+    if not isinstance(content, Mapping):
+        mistakes.append(f"{path}: expected a mapping of settings")
+        return {}
+    known = {each.name for each in SETTINGS}
+    mistakes += [f"{path}: unknown setting {cut(k, 60)!r}" for k in content if k not in known]
+    return content
+
+
+def _check(values: Mapping[str, Any], mistakes: list[str]) -> None:
+    if not 1 <= values.get("proof_interval_seconds", 15.0) <= 25:
+        mistakes.append("proof_interval_seconds must be between 1s and 25s: readiness rests on a proof every 30 s")
+    if values.get("connections", 8) < 1 or values.get("max_pulls", 2) < 1:
+        mistakes.append("connections and max_pulls must be at least 1")
+    gpus = values.get("gpus", "auto")
+    if gpus != "auto" and not (gpus.isascii() and gpus.isdigit()):
+        mistakes.append(f"gpus: {cut(gpus, 60)!r} is neither auto nor a number")

@@ -1,0 +1,24 @@
+"""Proof of progress: who completed a cycle, and when. `/readyz` rests on it, and so does every claim."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+
+class Heartbeat:
+    """Remembers when each named prover last completed a full cycle (monotonic seconds)."""
+
+    def __init__(self, names: Iterable[str] = ()) -> None:
+        self._beats: dict[str, float | None] = dict.fromkeys(names)
+
+    def expect(self, name: str) -> None:
+        """Name a prover that must beat; until its first beat it counts as infinitely old."""
+        self._beats.setdefault(name, None)
+
+    def beat(self, name: str, monotonic: float) -> None:
+        """Record that `name` completed a cycle at `monotonic`."""
+        self._beats[name] = monotonic
+
+    def ages_seconds(self, monotonic: float) -> dict[str, float]:
+        """Return how long ago each prover completed a cycle; infinity for never."""
+        return {name: monotonic - at if at is not None else float("inf") for name, at in self._beats.items()}

@@ -1,0 +1,105 @@
+"""What is true on this node, as proved: the values the rooms publish and `plan` and `readiness` read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+
+from agent.core.refs import Digest, EndpointKey, ImageRef
+
+
+class ImageLevel(StrEnum):
+    """How warm an image is; `lazy` and `hydrated` follow with lazy pulling."""
+
+    ABSENT = "absent"
+    PARTIAL = "partial"
+    PRESENT = "present"  # a record only
+    UNPACKED = "unpacked"  # every layer's snapshot is committed in the snapshotter the runtime will use
+
+
+class ModelLevel(StrEnum):
+    """How warm a model version is; `resident` follows with the memory tier."""
+
+    ABSENT = "absent"
+    PARTIAL = "partial"
+    COMMITTED = "committed"  # every byte checked
+
+
+class GpuVerdict(StrEnum):
+    """The node's GPU verdict, as in the label `prewarm.dev/gpu`."""
+
+    HEALTHY = "healthy"
+    DEGRADED = "degraded"
+    UNHEALTHY = "unhealthy"
+    UNKNOWN = "unknown"
+    NONE = "none"  # no GPU is expected here
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageState:
+    """One image on this node. `digest` is what the reference points to here, "" while absent."""
+
+    ref: ImageRef
+    level: ImageLevel = ImageLevel.ABSENT
+    digest: str = ""
+    done_bytes: int = 0
+    total_bytes: int = 0
+    busy: bool = False  # a pull is running
+    reason: str = ""  # one sentence: why this level
+    error: str = ""  # the last failure, "" after a success
+    retry_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelState:
+    """One model version on this node, keyed by its manifest digest."""
+
+    digest: Digest
+    level: ModelLevel = ModelLevel.ABSENT
+    done_bytes: int = 0
+    total_bytes: int = 0
+    rate_bytes_per_second: float = 0.0
+    busy: bool = False
+    proof: str = ""  # how the bytes were checked: "crc64nvme", "sha256", "md5", … or "source unproved"
+    reason: str = ""
+    error: str = ""
+    retry_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GpuReport:
+    """The GPU verdict with its reason; `count` is the number of GPUs NVML showed."""
+
+    verdict: GpuVerdict = GpuVerdict.UNKNOWN
+    reason: str = "not probed yet"
+    count: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheUse:
+    """Bytes of the model store and of the file system under it."""
+
+    used_bytes: int = 0
+    free_bytes: int = 0
+    capacity_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inventory:
+    """Everything proved on this node at one moment.
+
+    `resolved` maps a model URI (as text) to the digest the agent itself found for it, for wants that carry none.
+    `waiting` are endpoints some pod on this node waits for in `prewarm wait`. `proved` turns True when the first full
+    proof after the process started is through: until then nothing may be claimed.
+    """
+
+    boot_id: str = ""
+    images: Mapping[ImageRef, ImageState] = field(default_factory=dict)
+    models: Mapping[Digest, ModelState] = field(default_factory=dict)
+    resolved: Mapping[str, Digest] = field(default_factory=dict)
+    gpu: GpuReport = GpuReport()
+    cache: CacheUse = CacheUse()
+    waiting: frozenset[EndpointKey] = frozenset()
+    proved: bool = False

@@ -1,0 +1,32 @@
+"""The catalogue of names that prewarm puts on Kubernetes objects. The README tables are checked against it."""
+
+from __future__ import annotations
+
+PREFIX = "prewarm.dev/"
+ENDPOINT_PREFIX = "endpoint.prewarm.dev/"
+
+GROUP = "prewarm.dev"
+VERSION = "v1alpha1"
+
+LABEL_GPU = PREFIX + "gpu"
+LABEL_ENDPOINT_NAME = PREFIX + "endpoint"  # on pod templates: the endpoint's name
+LABEL_INJECT = PREFIX + "inject"
+ANNOTATION_BOOT_ID = PREFIX + "boot-id"
+
+CONDITION_GPU = PREFIX + "GPUHealthy"
+CONDITION_CACHE = PREFIX + "CacheReady"
+
+TAINT_NOT_READY = PREFIX + "not-ready"
+TAINT_EFFECT = "NoSchedule"
+
+READY = "ready"
+
+
+def is_ours(key: str) -> bool:
+    """Say whether a label, annotation, condition or taint key belongs to prewarm."""
+    return key.startswith((PREFIX, ENDPOINT_PREFIX))
+
+
+def endpoint_label(namespace: str, name: str) -> str:
+    """Return the node label of an endpoint: `endpoint.prewarm.dev/<namespace>.<name>`."""
+    return f"{ENDPOINT_PREFIX}{namespace}.{name}"

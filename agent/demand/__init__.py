@@ -1,0 +1,1 @@
+"""Annotations -> endpoints -> windows. Pure: no clock, no I/O."""

@@ -1,0 +1,1 @@
+"""The planner process: workloads in, NodeWarmups out."""

@@ -1,0 +1,1 @@
+"""GPU verdict from NVML, asked in a killable child."""

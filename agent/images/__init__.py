@@ -1,0 +1,1 @@
+"""Container images over containerd and CRI: pull, prove, watch."""

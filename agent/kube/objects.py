@@ -1,0 +1,145 @@
+"""Kubernetes objects as prewarm sees them: frozen values, parsed once from JSON by `agent.kube.parse`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Taint:
+    """One node taint."""
+
+    key: str
+    effect: str
+    value: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Condition:
+    """One condition of a Node or Pod; `status` is True, False or Unknown."""
+
+    type: str
+    status: str
+    reason: str = ""
+    message: str = ""
+    since: datetime | None = None  # lastTransitionTime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeView:
+    """A Node. `taints` keeps the order of the API (the list is atomic)."""
+
+    name: str
+    uid: str = ""
+    resource_version: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    annotations: Mapping[str, str] = field(default_factory=dict)
+    taints: tuple[Taint, ...] = ()
+    unschedulable: bool = False
+    conditions: tuple[Condition, ...] = ()
+    allocatable: Mapping[str, str] = field(default_factory=dict)
+    boot_id: str = ""
+    deleting: bool = False
+
+    @property
+    def ready(self) -> bool:
+        """True if the kubelet says Ready."""
+        return any(c.type == "Ready" and c.status == "True" for c in self.conditions)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContainerView:
+    """One container of a pod spec."""
+
+    name: str
+    image: str
+    ports: tuple[int, ...] = ()
+    has_readiness_probe: bool = False
+    gpus: int = 0  # limit or request of nvidia.com/gpu
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Toleration:
+    """One toleration; empty key with Exists tolerates everything."""
+
+    key: str = ""
+    operator: str = "Equal"
+    value: str = ""
+    effect: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeRequirement:
+    """One match expression of a node selector term; `on_field` for matchFields (metadata.name)."""
+
+    key: str
+    operator: str  # In NotIn Exists DoesNotExist Gt Lt
+    values: tuple[str, ...] = ()
+    on_field: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PodSpecView:
+    """What prewarm reads of a pod spec. `required_terms` are ORed; each term's requirements are ANDed."""
+
+    containers: tuple[ContainerView, ...] = ()
+    init_containers: tuple[ContainerView, ...] = ()
+    node_selector: Mapping[str, str] = field(default_factory=dict)
+    required_terms: tuple[tuple[NodeRequirement, ...], ...] = ()
+    tolerations: tuple[Toleration, ...] = ()
+    runtime_class: str = ""
+    service_account: str = "default"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkloadView:
+    """A Deployment or StatefulSet."""
+
+    api_version: str
+    kind: str
+    namespace: str
+    name: str
+    uid: str
+    resource_version: str = ""
+    annotations: Mapping[str, str] = field(default_factory=dict)
+    template_labels: Mapping[str, str] = field(default_factory=dict)
+    template_annotations: Mapping[str, str] = field(default_factory=dict)
+    spec: PodSpecView = PodSpecView()
+    deleting: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContainerStatusView:
+    """The state of one container; times are whole seconds, as the API gives them."""
+
+    name: str
+    ready: bool = False
+    restarts: int = 0
+    started_at: datetime | None = None  # state.running.startedAt
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PodView:
+    """A Pod on this node (agent) or an agent pod (planner)."""
+
+    namespace: str
+    name: str
+    uid: str
+    node: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    annotations: Mapping[str, str] = field(default_factory=dict)
+    owner_kind: str = ""
+    owner_name: str = ""
+    phase: str = ""
+    pod_ip: str = ""
+    created: datetime | None = None
+    deleting: bool = False
+    spec: PodSpecView = PodSpecView()
+    conditions: tuple[Condition, ...] = ()
+    containers: tuple[ContainerStatusView, ...] = ()
+
+    def condition(self, kind: str) -> Condition | None:
+        """Return the condition of that type, or None."""
+        return next((c for c in self.conditions if c.type == kind), None)

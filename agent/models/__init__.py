@@ -1,0 +1,1 @@
+"""Model weights from S3 to local disk: manifest, download, store."""

@@ -1,0 +1,1 @@
+"""This node's readiness, its one publisher, and the local API."""

@@ -1,0 +1,1 @@
+"""The node's decisions: what to warm next and why. Pure."""

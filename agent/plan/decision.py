@@ -1,0 +1,87 @@
+"""What the node decided to do, in order, with a reason for each: the values `plan` returns and the rooms act on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+
+from agent.core.assignment import EndpointWant, ImageWant, ModelWant
+from agent.core.refs import Digest, EndpointKey
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PullStep:
+    """Pull one image. `due` is when it must be unpacked (None: a pod waits, or no window); most urgent step first."""
+
+    want: ImageWant
+    runtime_handler: str
+    endpoints: tuple[EndpointKey, ...]
+    due: datetime | None
+    urgent: bool
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HydrateStep:
+    """Bring one model version into the store (or first resolve it, where `want.digest` is None)."""
+
+    want: ModelWant
+    endpoints: tuple[EndpointKey, ...]
+    due: datetime | None
+    urgent: bool
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvictStep:
+    """Remove one version from the store if nothing uses it. Its claims are gone when this step appears."""
+
+    digest: Digest
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, order=True)
+class ViewWant:
+    """`views/<namespace>/<endpoint>/<digest>` must show this committed version as `name`."""
+
+    endpoint: EndpointKey
+    name: str
+    digest: Digest
+
+
+class Stage(StrEnum):
+    """Where an endpoint stands on this node."""
+
+    READY = "ready"
+    WARMING = "warming"
+    SCHEDULED = "scheduled"  # its start time is still ahead
+    IDLE = "idle"  # no window within the horizon, nobody waits
+    FAILING = "failing"  # something it needs failed and is backed off
+    LATE = "late"  # its window has opened, or cannot be met
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EndpointPlan:
+    """One endpoint's stage, when it starts and is due, and the sentence that says why."""
+
+    want: EndpointWant
+    stage: Stage
+    reason: str
+    start_at: datetime | None = None
+    due: datetime | None = None
+    missing_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodePlan:
+    """All decisions of one cycle. `wake_at`: when the same inputs would give another plan."""
+
+    pulls: tuple[PullStep, ...] = ()
+    hydrations: tuple[HydrateStep, ...] = ()
+    evictions: tuple[EvictStep, ...] = ()
+    views: tuple[ViewWant, ...] = ()
+    endpoints: tuple[EndpointPlan, ...] = ()
+    wake_at: datetime | None = None
+    images: tuple[ImageWant, ...] = ()  # every image of the assignment: what the prover watches
+    models: tuple[ModelWant, ...] = ()  # every model of the assignment: what is kept and proved
