@@ -164,7 +164,7 @@ class Handler(BaseHTTPRequestHandler):
     server: Server
     protocol_version = "HTTP/1.1"
 
-    def do_GET(self) -> None:  # noqa: N802 - http.server's name
+    def do_GET(self) -> None:
         """Health and metrics."""
         match self.path.partition("?")[0]:
             case "/v2/health/live":
@@ -176,7 +176,7 @@ class Handler(BaseHTTPRequestHandler):
             case _:
                 self._answer(404, b"no such page\n", "text/plain")
 
-    def do_POST(self) -> None:  # noqa: N802
+    def do_POST(self) -> None:
         """Completions."""
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         if self.path != "/v1/completions":
@@ -193,7 +193,7 @@ class Handler(BaseHTTPRequestHandler):
         else:
             self._answer(200, json.dumps(answer).encode())
 
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - http.server's name
+    def log_message(self, format: str, *args: object) -> None:
         """Silent: stdout is for phases."""
 
     def _answer(self, status: int, body: bytes, content_type: str = "application/json") -> None:
