@@ -83,7 +83,9 @@ def _join_machine(addresses: Addresses) -> None:
 
 def remove(name: str, settings: Settings) -> None:
     """Take all of it away; what is gone already is no error."""
-    claimed = subprocess.run(["ip", "link", "show", settings.addresses.link], capture_output=True, text=True, check=False)
+    claimed = subprocess.run(
+        ["ip", "link", "show", settings.addresses.link], capture_output=True, text=True, check=False
+    )
     if f"alias bed {name}\n" in claimed.stdout:  # never another bed's
         subprocess.run(["ip", "link", "del", settings.addresses.link], stderr=subprocess.DEVNULL, check=False)
     for namespace in (name, *(f"{name}-{node}" for node in settings.names)):

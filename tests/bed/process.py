@@ -16,7 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 # What started processes see: nothing of the test's environment (proxies, credentials, KUBECONFIG, a virtual environment).
-ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root", "LANG": "C.UTF-8"}
+ENVIRONMENT = {
+    "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+    "HOME": "/root",
+    "LANG": "C.UTF-8",
+}
 
 
 class BedError(RuntimeError):
@@ -133,9 +137,25 @@ def descendants(pid: int) -> list[int]:
     return found
 
 
-def run(
-    command: Sequence[str], *, data: str | None = None, directory: Path | None = None, seconds: float = 120
-) -> str:
+def names(pid: int) -> list[str]:
+    """The base names of the first two words of a process's command line, and its own name."""
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")[:2]
+        own = Path(f"/proc/{pid}/comm").read_text().strip()
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+    return list(dict.fromkeys([*(os.path.basename(word) for word in words if word), own]))
+
+
+def rss_bytes(pid: int) -> int:
+    """Its resident memory; 0 where it is gone."""
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (FileNotFoundError, ProcessLookupError, IndexError):
+        return 0
+
+
+def run(command: Sequence[str], *, data: str | None = None, directory: Path | None = None, seconds: float = 120) -> str:
     """Run a command to its end and return what it printed.
 
     Raises:

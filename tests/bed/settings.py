@@ -71,6 +71,7 @@ class Settings:
         registry: a docker-registry directory to start from.
         owner: `pid start-time` of the process without which this bed is a leftover; empty: it stays until `down`.
         slot: see Addresses; chosen by `up`.
+        name: of its network namespaces and cgroups.
     """
 
     nodes: int = 2
@@ -82,6 +83,7 @@ class Settings:
     registry: str = ""
     owner: str = ""
     slot: int = 0
+    name: str = ""
 
     def __post_init__(self) -> None:
         if not 1 <= self.nodes <= NODES:
