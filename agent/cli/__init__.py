@@ -1,1 +1,61 @@
-"""One file per command."""
+"""The command `prewarm`: one module per subcommand, imported only when it is called (start-up budget)."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from agent.core.errors import PrewarmError
+
+EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+
+COMMANDS = {
+    "agent": "warm this node and publish its readiness (the DaemonSet; or alone with --plan FILE)",
+    "planner": "decide what is needed where and when (the Deployment)",
+    "wait": "wait in an init container until this pod's models are here",
+    "status": "show what is warm, on this node or in the fleet, and why",
+    "plan": "show what would happen when, and why, without doing it",
+    "hydrate": "download a model from S3, every byte checked",
+    "affinity": "print the affinity that steers pods to warm nodes",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code (0 done, 1 failed, 2 usage, 130 interrupted)."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    parser = _parser(next((w for w in words if not w.startswith("-")), ""))
+    options = parser.parse_args(words)
+    try:
+        code = options.run(options)
+        sys.stdout.flush()
+    except PrewarmError as error:
+        print(f"prewarm {options.command}: {error}", file=sys.stderr)
+        return EXIT_FAILED
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # `prewarm status | head` is no error
+        return 0
+    return int(code or 0)
+
+
+def _parser(command: str) -> argparse.ArgumentParser:
+    """Return the parser; only the module of `command` is imported, the others show their one line of help."""
+    from importlib.metadata import version
+
+    parser = argparse.ArgumentParser(prog="prewarm", description="Makes Kubernetes nodes ready before the traffic.")
+    parser.add_argument("--version", action="version", version=f"prewarm {version('prewarm')}")
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, told in COMMANDS.items():
+        if name == command:
+            importlib.import_module(f"agent.cli.{name}").add_parser(subparsers)
+        else:
+            subparsers.add_parser(name, help=told, add_help=False)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

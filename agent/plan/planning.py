@@ -1,0 +1,265 @@
+"""`plan`: from what is asked, what is proved and the time, to what is done next, in deadline order. Pure and total.
+
+Order is earliest due first (EDF: optimal on one resource, Liu and Layland 1973), pods that wait before all windows, then
+priority. An endpoint's start is its due time less the time to fetch everything due no later, less `warm_ahead`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from agent.core.assignment import Assignment, EndpointWant, ImageWant, ModelWant, Window
+from agent.core.inventory import CacheUse, GpuVerdict, ImageLevel, ImageState, Inventory, ModelLevel, ModelState
+from agent.core.refs import Digest, EndpointKey, ImageRef
+from agent.core.units import format_duration, format_size
+from agent.plan.decision import EndpointPlan, EvictStep, HydrateStep, NodePlan, PullStep, Stage, ViewWant
+
+_FAR = datetime.max.replace(tzinfo=UTC)
+_ASSUMED_IMAGE_BYTES = 2_000_000_000  # an image's size is unknown before its manifest is here: a mid-size serving image
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What the plan may assume: `rate_bytes_per_second` until a download has been measured on this node."""
+
+    warm_ahead: timedelta = timedelta(minutes=30)
+    rate_bytes_per_second: float = 100e6
+    high_watermark: float = 0.85
+
+
+def plan(assignment: Assignment | None, inventory: Inventory, now: datetime, limits: Limits) -> NodePlan:
+    """Decide what this node does now. Every step and every endpoint carries the sentence that says why."""
+    if assignment is None:
+        return NodePlan()
+    rows = list(_rows(assignment, inventory, now, limits))
+    pulls, hydrations = _pulls(rows, inventory, now), _hydrations(rows, inventory, now)
+    models = _unique_models(assignment.endpoints)
+    return NodePlan(
+        pulls=pulls,
+        hydrations=hydrations,
+        evictions=_evictions(hydrations, models, inventory, limits),
+        views=tuple(sorted(_views(assignment.endpoints, inventory))),
+        endpoints=tuple(r.told for r in rows),
+        wake_at=min((t for t in _turning_points(rows, inventory) if t > now), default=None),
+        images=tuple({i.ref: i for e in assignment.endpoints for i in e.images}.values()),
+        models=models,
+    )
+
+
+def model_digest(want: ModelWant, inventory: Inventory) -> Digest | None:
+    """Return the version a want means here: the planner's, else the one the agent resolved, else None."""
+    return want.digest or inventory.resolved.get(str(want.uri))
+
+
+def image_is_warm(want: ImageWant, inventory: Inventory) -> bool:
+    """True if the image is unpacked here and is the one the planner resolved."""
+    state = inventory.images.get(want.ref)
+    return state is not None and state.level is ImageLevel.UNPACKED and want.digest in ("", state.digest)
+
+
+def model_is_warm(want: ModelWant, inventory: Inventory) -> bool:
+    """True if the wanted version is committed here."""
+    digest = model_digest(want, inventory)
+    state = inventory.models.get(digest) if digest else None
+    return state is not None and state.level is ModelLevel.COMMITTED
+
+
+def gpu_is_fit(want: EndpointWant, inventory: Inventory) -> bool:
+    """True if the endpoint needs no GPU or the node's are healthy."""
+    return want.gpus == 0 or inventory.gpu.verdict is GpuVerdict.HEALTHY
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Row:
+    """One endpoint on its way through the plan."""
+
+    want: EndpointWant
+    images: tuple[ImageWant, ...]  # not warm yet
+    models: tuple[ModelWant, ...]
+    waiting: bool
+    active: bool  # its steps may run now
+    told: EndpointPlan
+
+    @property
+    def due(self) -> datetime | None:
+        return None if self.waiting else self.told.due
+
+
+def _rows(assignment: Assignment, inventory: Inventory, now: datetime, limits: Limits) -> Iterator[_Row]:
+    rate = max([s.rate_bytes_per_second for s in inventory.models.values()] + [0.0]) or limits.rate_bytes_per_second
+    ahead = 0
+    for want in sorted(assignment.endpoints, key=lambda e: _urgency(e, inventory, now)):
+        images = tuple(i for i in want.images if not image_is_warm(i, inventory))
+        models = tuple(m for m in want.models if not model_is_warm(m, inventory))
+        missing = sum(_image_bytes(i, inventory) for i in images) + sum(_model_bytes(m, inventory) for m in models)
+        ahead += missing
+        window = want.next_window(now)
+        start = window.ready_by - timedelta(seconds=ahead / rate) - limits.warm_ahead if window else None
+        waiting = want.key in inventory.waiting
+        fit = inventory.gpu.verdict is not GpuVerdict.UNHEALTHY or want.gpus == 0
+        active = fit and (waiting or (start is not None and start <= now))
+        stage, reason = _stage(
+            want, inventory, now, active=active, missing=bool(images or models), window=window, start=start
+        )
+        told = EndpointPlan(
+            want=want,
+            stage=stage,
+            reason=reason,
+            start_at=start,
+            due=window.ready_by if window else None,
+            missing_bytes=missing,
+        )
+        yield _Row(want=want, images=images, models=models, waiting=waiting, active=active, told=told)
+
+
+def _urgency(want: EndpointWant, inventory: Inventory, now: datetime) -> tuple[bool, datetime, int, EndpointKey]:
+    window = want.next_window(now)
+    return want.key not in inventory.waiting, window.ready_by if window else _FAR, -want.priority, want.key
+
+
+def _stage(
+    want: EndpointWant,
+    inventory: Inventory,
+    now: datetime,
+    *,
+    active: bool,
+    missing: bool,
+    window: Window | None,
+    start: datetime | None,
+) -> tuple[Stage, str]:
+    if not want.images and not want.models:
+        return Stage.IDLE, "nothing to warm: no image and no model is assigned yet"
+    if not gpu_is_fit(want, inventory):
+        return Stage.FAILING, f"needs {want.gpus} GPU: {inventory.gpu.verdict}, {inventory.gpu.reason}"
+    if not missing:
+        return Stage.READY, "every image and model is proved warm here"
+    if error := _first_error(want, inventory):
+        return Stage.FAILING, error
+    if window and now >= window.ready_by:
+        late = format_duration(now - window.ready_by)
+        return Stage.LATE, f"the window opened {late} ago and {_missing_text(want, inventory)} is not warm"
+    if active:
+        why = "a pod waits for it" if want.key in inventory.waiting else "its window is near"
+        return Stage.WARMING, f"{why}: {_missing_text(want, inventory)} is on its way"
+    if start is not None:
+        return Stage.SCHEDULED, f"starts in {format_duration(start - now)}"
+    return Stage.IDLE, "no window within the plan and no pod waits for it"
+
+
+def _missing_text(want: EndpointWant, inventory: Inventory) -> str:
+    names = [str(i.ref) for i in want.images if not image_is_warm(i, inventory)]
+    names += [f"model {m.name}" for m in want.models if not model_is_warm(m, inventory)]
+    return names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
+
+
+def _first_error(want: EndpointWant, inventory: Inventory) -> str:
+    for image in want.images:
+        state = inventory.images.get(image.ref)
+        if state and state.error and not image_is_warm(image, inventory):
+            return f"{image.ref}: {state.error}"
+    for model in want.models:
+        found = _model_state(model, inventory)
+        if found and found.error and not model_is_warm(model, inventory):
+            return f"model {model.name}: {found.error}"
+    return ""
+
+
+def _pulls(rows: Iterable[_Row], inventory: Inventory, now: datetime) -> tuple[PullStep, ...]:
+    """One step for each image, in the order of its most urgent endpoint."""
+    steps: dict[ImageRef, PullStep] = {}
+    for row in rows:
+        for want in row.images if row.active else ():
+            if want.ref in steps or _backed_off(inventory.images.get(want.ref), now):
+                continue
+            steps[want.ref] = PullStep(
+                want=want,
+                runtime_handler=row.want.runtime_handler,
+                endpoints=(row.want.key,),
+                due=row.due,
+                urgent=row.waiting,
+                reason=f"{row.want.key} needs it: {row.told.reason}",
+            )
+    return tuple(steps.values())
+
+
+def _hydrations(rows: Iterable[_Row], inventory: Inventory, now: datetime) -> tuple[HydrateStep, ...]:
+    """One step for each model version, in the order of its most urgent endpoint."""
+    steps: dict[Digest | str, HydrateStep] = {}
+    for row in rows:
+        for want in row.models if row.active else ():
+            key = model_digest(want, inventory) or str(want.uri)
+            if key in steps or _backed_off(_model_state(want, inventory), now):
+                continue
+            steps[key] = HydrateStep(
+                want=want,
+                endpoints=(row.want.key,),
+                due=row.due,
+                urgent=row.waiting,
+                reason=f"{row.want.key} needs it: {row.told.reason}",
+            )
+    return tuple(steps.values())
+
+
+def _backed_off(state: ImageState | ModelState | None, now: datetime) -> bool:
+    return state is not None and state.retry_at is not None and state.retry_at > now
+
+
+def _evictions(
+    hydrations: Iterable[HydrateStep], wanted: Iterable[ModelWant], inventory: Inventory, limits: Limits
+) -> tuple[EvictStep, ...]:
+    """Remove versions nobody is assigned, but only as far as what is to come needs the room."""
+    needed = sum(_model_bytes(h.want, inventory) for h in hydrations)
+    short = needed - room_bytes(inventory.cache, limits)
+    keep = {model_digest(m, inventory) for m in wanted}
+    steps = []
+    for digest, state in sorted(inventory.models.items(), key=lambda item: (item[1].level, item[0])):
+        if short <= 0 or digest in keep or state.level is ModelLevel.ABSENT or state.busy:
+            continue
+        short -= state.done_bytes or state.total_bytes
+        steps.append(EvictStep(digest=digest, reason=f"no endpoint here uses it and {format_size(needed)} are to come"))
+    return tuple(steps)
+
+
+def room_bytes(cache: CacheUse, limits: Limits) -> int:
+    """Return how many bytes models may still take before the high watermark of the file system."""
+    return max(0, int(cache.free_bytes - (1 - limits.high_watermark) * cache.capacity_bytes))
+
+
+def _views(endpoints: Iterable[EndpointWant], inventory: Inventory) -> Iterator[ViewWant]:
+    for endpoint in endpoints:
+        for want in endpoint.models:
+            digest = model_digest(want, inventory)
+            if digest and model_is_warm(want, inventory):
+                yield ViewWant(endpoint=endpoint.key, name=want.name, digest=digest)
+
+
+def _unique_models(endpoints: Iterable[EndpointWant]) -> tuple[ModelWant, ...]:
+    return tuple({m.digest or str(m.uri): m for e in endpoints for m in e.models}.values())
+
+
+def _model_state(want: ModelWant, inventory: Inventory) -> ModelState | None:
+    digest = model_digest(want, inventory)
+    return inventory.models.get(digest) if digest else None
+
+
+def _model_bytes(want: ModelWant, inventory: Inventory) -> int:
+    state = _model_state(want, inventory)
+    total = (state.total_bytes if state else 0) or want.size_bytes
+    return max(0, total - (state.done_bytes if state else 0))
+
+
+def _image_bytes(want: ImageWant, inventory: Inventory) -> int:
+    state = inventory.images.get(want.ref)
+    return max(0, state.total_bytes - state.done_bytes) if state and state.total_bytes else _ASSUMED_IMAGE_BYTES
+
+
+def _turning_points(rows: Iterable[_Row], inventory: Inventory) -> Iterator[datetime]:
+    for row in rows:
+        if row.told.start_at:
+            yield row.told.start_at
+        for window in row.want.windows:
+            yield from (window.ready_by, window.until)
+    yield from (s.retry_at for s in inventory.images.values() if s.retry_at)
+    yield from (s.retry_at for s in inventory.models.values() if s.retry_at)
