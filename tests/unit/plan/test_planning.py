@@ -1,0 +1,158 @@
+"""What the node decides to do next, and the sentence it gives for it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+from agent.core.assignment import Assignment, EndpointWant, ImageWant, ModelWant, Window
+from agent.core.inventory import (
+    CacheUse,
+    GpuReport,
+    GpuVerdict,
+    ImageLevel,
+    ImageState,
+    Inventory,
+    ModelLevel,
+    ModelState,
+)
+from agent.core.refs import Digest, EndpointKey, parse_image_ref, parse_model_uri
+from agent.plan.decision import Stage
+from agent.plan.planning import Limits, plan
+
+NOW = datetime(2026, 3, 2, 8, 0, tzinfo=UTC)
+LIMITS = Limits(warm_ahead=timedelta(minutes=30), rate_bytes_per_second=1e9, high_watermark=0.9)
+A, B = Digest("sha256:" + "a" * 64), Digest("sha256:" + "b" * 64)
+IMAGE = ImageWant(ref=parse_image_ref("registry.bed/server:1"), digest="sha256:" + "1" * 64)
+
+
+def model(digest: Digest | None = A, size: int = 10**9, key: str = "llm/") -> ModelWant:
+    return ModelWant(name="llm", uri=parse_model_uri(f"s3://models/{key}"), digest=digest, size_bytes=size)
+
+
+def endpoint(name: str = "chat", *, opens_in: timedelta | None = timedelta(minutes=20), **more: object) -> EndpointWant:
+    windows = () if opens_in is None else (Window(ready_by=NOW + opens_in, until=NOW + opens_in + timedelta(hours=1)),)
+    basic = EndpointWant(
+        key=EndpointKey(namespace="team", name=name), images=(IMAGE,), models=(model(),), windows=windows
+    )
+    return replace(basic, **more)  # type: ignore[arg-type]
+
+
+def warm_image(digest: str = IMAGE.digest) -> dict[object, ImageState]:
+    return {IMAGE.ref: ImageState(ref=IMAGE.ref, level=ImageLevel.UNPACKED, digest=digest)}
+
+
+def committed(digest: Digest = A, size: int = 10**9) -> dict[Digest, ModelState]:
+    return {digest: ModelState(digest=digest, level=ModelLevel.COMMITTED, done_bytes=size, total_bytes=size)}
+
+
+def test_nothing_is_planned_without_an_assignment() -> None:
+    assert plan(None, Inventory(), NOW, LIMITS).pulls == ()
+
+
+def test_a_window_that_is_near_starts_pull_and_download() -> None:
+    decided = plan(Assignment(endpoints=(endpoint(),)), Inventory(proved=True), NOW, LIMITS)
+    assert [s.want for s in decided.pulls] == [IMAGE]
+    assert [s.want for s in decided.hydrations] == [model()]
+    assert decided.endpoints[0].stage is Stage.WARMING
+
+
+def test_a_window_far_ahead_waits_for_its_start_and_names_it() -> None:
+    decided = plan(Assignment(endpoints=(endpoint(opens_in=timedelta(hours=5)),)), Inventory(), NOW, LIMITS)
+    told = decided.endpoints[0]
+    assert (decided.pulls, decided.hydrations) == ((), ())
+    assert told.stage is Stage.SCHEDULED
+    # 1 GB of model and 2 GB assumed for the image at 1 GB/s are 3 s, and 30 min ahead of that
+    assert told.start_at == NOW + timedelta(hours=5) - timedelta(minutes=30, seconds=3)
+    assert decided.wake_at == told.start_at
+
+
+def test_the_start_of_a_later_endpoint_leaves_room_for_the_earlier_one() -> None:
+    early = endpoint("early", opens_in=timedelta(hours=5), images=(), models=(model(A, 60 * 10**9),))
+    late = endpoint("late", opens_in=timedelta(hours=5, minutes=1), images=(), models=(model(B, 60 * 10**9, "b/"),))
+    decided = plan(Assignment(endpoints=(late, early)), Inventory(), NOW, LIMITS)
+    starts = {e.want.key.name: e.start_at for e in decided.endpoints}
+    assert starts["early"] == NOW + timedelta(hours=5) - timedelta(minutes=31)
+    assert starts["late"] == NOW + timedelta(hours=5, minutes=1) - timedelta(minutes=32)
+
+
+def test_due_first_then_priority_and_a_waiting_pod_before_all() -> None:
+    soon = endpoint("soon", opens_in=timedelta(minutes=10), images=(), models=(model(A, key="a/"),))
+    later = endpoint("later", opens_in=timedelta(minutes=20), images=(), models=(model(B, key="b/"),))
+    asleep = endpoint("asleep", opens_in=None, images=(), models=(model(Digest("sha256:" + "c" * 64), key="c/"),))
+    inventory = Inventory(proved=True, waiting=frozenset({asleep.key}))
+    decided = plan(Assignment(endpoints=(later, soon, asleep)), inventory, NOW, LIMITS)
+    assert [s.endpoints[0].name for s in decided.hydrations] == ["asleep", "soon", "later"]
+    assert [s.urgent for s in decided.hydrations] == [True, False, False]
+    assert decided.hydrations[0].due is None
+
+
+def test_a_model_that_two_endpoints_share_is_fetched_once() -> None:
+    decided = plan(Assignment(endpoints=(endpoint("a"), endpoint("b"))), Inventory(), NOW, LIMITS)
+    assert len(decided.hydrations) == len(decided.pulls) == 1
+
+
+def test_an_endpoint_without_a_window_is_idle_until_a_pod_waits() -> None:
+    decided = plan(Assignment(endpoints=(endpoint(opens_in=None),)), Inventory(), NOW, LIMITS)
+    assert decided.endpoints[0].stage is Stage.IDLE
+    assert decided.hydrations == ()
+
+
+def test_all_warm_is_ready_and_gets_its_view() -> None:
+    inventory = Inventory(proved=True, images=warm_image(), models=committed())  # type: ignore[arg-type]
+    decided = plan(Assignment(endpoints=(endpoint(),)), inventory, NOW, LIMITS)
+    assert decided.endpoints[0].stage is Stage.READY
+    assert [(v.name, v.digest) for v in decided.views] == [("llm", A)]
+    assert decided.pulls == ()
+
+
+def test_another_image_under_the_same_tag_is_not_warm() -> None:
+    inventory = Inventory(proved=True, images=warm_image("sha256:" + "2" * 64), models=committed())  # type: ignore[arg-type]
+    assert len(plan(Assignment(endpoints=(endpoint(),)), inventory, NOW, LIMITS).pulls) == 1
+
+
+def test_a_failure_is_backed_off_told_and_woken_for() -> None:
+    retry = NOW + timedelta(seconds=40)
+    state = ModelState(digest=A, error="access denied", retry_at=retry)
+    decided = plan(Assignment(endpoints=(endpoint(),)), Inventory(models={A: state}), NOW, LIMITS)
+    assert decided.hydrations == ()
+    assert decided.endpoints[0].stage is Stage.FAILING
+    assert decided.endpoints[0].reason == "model llm: access denied"
+    assert decided.wake_at == retry
+
+
+def test_an_open_window_with_something_missing_is_late_by_how_much() -> None:
+    late = endpoint(opens_in=timedelta(minutes=-3))
+    decided = plan(Assignment(endpoints=(late,)), Inventory(), NOW, LIMITS)
+    assert decided.endpoints[0].stage is Stage.LATE
+    assert "opened 3m ago" in decided.endpoints[0].reason
+    assert len(decided.hydrations) == 1
+
+
+def test_unhealthy_gpus_stop_hydration_and_say_why() -> None:
+    inventory = Inventory(gpu=GpuReport(verdict=GpuVerdict.UNHEALTHY, reason="GPU 3 is lost"))
+    decided = plan(Assignment(endpoints=(endpoint(gpus=8),)), inventory, NOW, LIMITS)
+    assert decided.hydrations == ()
+    assert decided.endpoints[0].reason == "needs 8 GPU: unhealthy, GPU 3 is lost"
+
+
+def test_room_is_made_from_versions_nobody_is_assigned() -> None:
+    cache = CacheUse(used_bytes=80, free_bytes=15 * 10**9, capacity_bytes=100 * 10**9)  # 5 GB below the watermark
+    inventory = Inventory(models=committed(B, 30 * 10**9), cache=cache)
+    wanted = endpoint(images=(), models=(model(A, 20 * 10**9),))
+    decided = plan(Assignment(endpoints=(wanted,)), inventory, NOW, LIMITS)
+    assert [e.digest for e in decided.evictions] == [B]
+
+
+def test_nothing_is_evicted_while_there_is_room_or_while_it_is_assigned() -> None:
+    roomy = Inventory(models=committed(B), cache=CacheUse(free_bytes=10**12, capacity_bytes=10**12))
+    assert plan(Assignment(endpoints=(endpoint(),)), roomy, NOW, LIMITS).evictions == ()
+    tight = Inventory(models=committed(B), cache=CacheUse(free_bytes=0, capacity_bytes=10**12))
+    both = endpoint(images=(), models=(model(A), model(B, key="b/")))
+    assert plan(Assignment(endpoints=(both,)), tight, NOW, LIMITS).evictions == ()
+
+
+def test_a_want_without_version_is_warm_once_the_agent_resolved_and_committed_it() -> None:
+    want = endpoint(images=(), models=(model(None),))
+    inventory = Inventory(resolved={str(model().uri): A}, models=committed())
+    assert plan(Assignment(endpoints=(want,)), inventory, NOW, LIMITS).endpoints[0].stage is Stage.READY
