@@ -21,7 +21,7 @@ ends containerd, every shim, every pod and every mount of the node at once: a po
 The machine has a leg in the bed's network: API server, registry, S3, nodes and pods have the same addresses from the
 machine, from nodes and from pods. Several beds run side by side, each with addresses of its own.
 
-`S3Server(directory)` is the S3 server alone, for tests that need no cluster. `provision.why_not("cluster")` says why a
+`S3Server(directory)` is the S3 server alone, for tests that need no cluster. `needs.why_not("cluster")` says why a
 bed cannot run on this machine. See README.md here for commands and traps.
 """
 

@@ -12,13 +12,14 @@ import os
 import shutil
 import signal
 import sys
+import uuid
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Self
 
-from tests.bed import cgroup, config, control, network, pki, provision, s3, seed
+from tests.bed import cgroup, config, control, needs, network, pki, s3, seed
 from tests.bed.api import Api, Event, Object
 from tests.bed.process import ENVIRONMENT, BedError, Process, descendants, end, names, rss_bytes, run, start, wait_until
 from tests.bed.settings import REGISTRY_PORT, S3_PORT, Settings
@@ -80,7 +81,7 @@ class Bed:
         Raises:
             BedError: something is missing on this machine, the name is in use, or a part did not come up.
         """
-        if reason := provision.why_not("lazy" if self._wanted.lazy else "cluster"):
+        if reason := needs.why_not("lazy" if self._wanted.lazy else "cluster"):
             raise BedError(reason)
         self._make_room()
         owner = "" if keep else _text(Process.of(os.getpid()))
@@ -117,7 +118,7 @@ class Bed:
         for node in self.nodes:
             self.start_node(node)  # kubelets start before the API server answers, and keep trying
         wait_until(self._registry_answers, 30, f"the registry answers; see {self.work}/log/registry.log")
-        seed.push_program(self.registry_address, "pause", "1", provision.pause())
+        seed.push_program(self.registry_address, "pause", "1", needs.pause())
         wait_until(self.api.answers, 120, f"the API server is ready; see {self.work}/log/apiserver.log")
         for node in self.nodes:
             self.wait_ready(node, 120)
@@ -126,10 +127,10 @@ class Bed:
         wait_until(self.s3.answers, 30, f"S3 answers; see {self.work}/log/s3.log")
 
     def _link_programs(self) -> None:
-        kubenode, etcd = provision.find("kubenode"), provision.newer("trixie", "etcd-server")
-        stargz = provision.find("containerd-stargz-grpc")
+        kubenode, etcd = needs.find("kubenode"), needs.newer("trixie", "etcd-server")
+        stargz = needs.find("containerd-stargz-grpc")
         links = dict.fromkeys(_KUBENODE, kubenode)  # it does what its name says
-        links |= {"versitygw": provision.find("versitygw"), "etcd": etcd / "etcd" if etcd else None}
+        links |= {"versitygw": needs.find("versitygw"), "etcd": etcd / "etcd" if etcd else None}
         links |= {"containerd-stargz-grpc": stargz}
         for name, program in links.items():
             if program is not None:
@@ -271,6 +272,8 @@ class Bed:
     def start_node(self, node: str) -> None:
         """Power on; returns at once (`wait_ready`). Its disk is as it was, its boot id new."""
         cgroup.make(self.name, node)
+        self.disk(node).mkdir(exist_ok=True)
+        (self.disk(node) / "boot_id").write_text(f"{uuid.uuid4()}\n")
         spaces = ["--mount", "--pid", "--uts", "--ipc", "--mount-proc", "--propagation=private"]
         unshare = ["unshare", *spaces, "--fork", "--kill-child"]
         first = [sys.executable, "-m", "tests.bed.node", str(self.work), node]
@@ -297,12 +300,14 @@ class Bed:
         self.wait_ready(node)
 
     def wait_ready(self, node: str, seconds: int = 60, *, ready: bool = True) -> Event:
-        """Wait until the Node's Ready condition is True; with ready=False until it is anything else."""
-        return self.api.until(
-            f"/api/v1/nodes?fieldSelector=metadata.name={node}",
-            lambda event: event.kind != "DELETED" and (_condition(event.object, "Ready") == "True") is ready,
-            seconds,
-        )
+        """Wait until the Node is Ready in its latest boot; with ready=False until its condition is anything but True."""
+
+        def reached(event: Event) -> bool:
+            is_ready = event.kind != "DELETED" and _condition(event.object, "Ready") == "True"
+            # Right after a power cut the Node still says what it said before.
+            return not is_ready if not ready else is_ready and _boot_id(event.object) == self.boot_id(node)
+
+        return self.api.until(f"/api/v1/nodes?fieldSelector=metadata.name={node}", reached, seconds)
 
     def boot_id(self, node: str) -> str:
         """The boot id of the node's current, or last, start."""
@@ -390,6 +395,10 @@ def _within(namespace: str | None) -> list[str]:
 
 def _text(process: Process) -> str:
     return f"{process.pid} {process.started}"
+
+
+def _boot_id(node: Object) -> str:
+    return str(node["status"]["nodeInfo"]["bootID"])
 
 
 def _condition(node: Object, kind: str) -> str:

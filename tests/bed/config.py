@@ -8,6 +8,8 @@ from pathlib import Path
 from tests.bed.settings import REGISTRY, REGISTRY_PORT, Addresses
 
 PAUSE = f"{REGISTRY}/pause:1"
+BASE_SPEC = Path("/etc/containerd/base-spec.json")
+BOOT_ID_HOOK = Path("/run/prewarm-bed/hook")
 
 _STARGZ_PLUGIN = """
 [proxy_plugins.stargz]
@@ -36,6 +38,9 @@ def containerd(major: int, *, lazy: bool) -> str:
     config_path = "/etc/containerd/certs.d"
 [plugins."io.containerd.cri.v1.runtime"]
   restrict_oom_score_adj = true
+  [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.runc]
+    runtime_type = "io.containerd.runc.v2"
+    base_runtime_spec = "{BASE_SPEC}"
   [plugins."io.containerd.cri.v1.runtime".cni]
     bin_dir = "/usr/lib/cni"
     conf_dir = "/etc/cni/net.d"
@@ -46,12 +51,33 @@ def containerd(major: int, *, lazy: bool) -> str:
   restrict_oom_score_adj = true
   [plugins."io.containerd.grpc.v1.cri".containerd]
     {snapshotter}
+    [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
+      runtime_type = "io.containerd.runc.v2"
+      base_runtime_spec = "{BASE_SPEC}"
   [plugins."io.containerd.grpc.v1.cri".cni]
     bin_dir = "/usr/lib/cni"
     conf_dir = "/etc/cni/net.d"
   [plugins."io.containerd.grpc.v1.cri".registry]
     config_path = "/etc/containerd/certs.d"
 {plugin}"""
+
+
+def base_spec(default: str) -> str:
+    """What every container starts from: containerd's own default (`ctr oci spec`) and our hook."""
+    hook = {"path": str(BOOT_ID_HOOK), "args": [BOOT_ID_HOOK.name]}
+    return json.dumps(json.loads(default) | {"hooks": {"createContainer": [hook]}})
+
+
+def boot_id_hook(node_boot_id: Path) -> str:
+    """Gives a container its node's boot id; run in its namespaces, before its root is changed.
+
+    Every container has a /proc of its own, which shows the kernel's boot id, the same on all nodes and for ever; and
+    runc allows no such mount in /proc.
+    """
+    return f"""#!/bin/sh -e
+bundle=$(sed 's/.*"bundle": *"\\([^"]*\\)".*/\\1/')
+exec mount --bind {node_boot_id} "$bundle/rootfs/proc/sys/kernel/random/boot_id"
+"""
 
 
 def registry_hosts(addresses: Addresses) -> str:

@@ -5,6 +5,7 @@ Plain routes, no NAT. Shaping limits what goes to the nodes (images, weights), n
 
 from __future__ import annotations
 
+import json
 import subprocess
 from pathlib import Path
 
@@ -32,7 +33,7 @@ def claim_slot(name: str) -> int:
         run(["ip", "link", "set", "dev", link, "alias", f"bed {name}"])
         return slot
     run(["ip", "netns", "del", name])
-    raise BedError(f"all {SLOTS} beds of this machine are in use: see `ip link show type veth | grep -A2 pwbed`")
+    raise BedError(f"all {SLOTS} beds of this machine are in use: {', '.join(links().values())}")
 
 
 def make(name: str, settings: Settings) -> None:
@@ -83,14 +84,22 @@ def _join_machine(addresses: Addresses) -> None:
 
 def remove(name: str, settings: Settings) -> None:
     """Take all of it away; what is gone already is no error."""
-    claimed = subprocess.run(
-        ["ip", "link", "show", settings.addresses.link], capture_output=True, text=True, check=False
-    )
-    if f"alias bed {name}\n" in claimed.stdout:  # never another bed's
-        subprocess.run(["ip", "link", "del", settings.addresses.link], stderr=subprocess.DEVNULL, check=False)
+    for link, holder in links().items():
+        if holder == name:
+            subprocess.run(["ip", "link", "del", link], stderr=subprocess.DEVNULL, check=False)
     for namespace in (name, *(f"{name}-{node}" for node in settings.names)):
         if Path(f"/run/netns/{namespace}").exists():
             run(["ip", "netns", "del", namespace])
+
+
+def links() -> dict[str, str]:
+    """The machine's legs into beds, each with the name of its bed."""
+    shown = json.loads(run(["ip", "-json", "link", "show", "type", "veth"]) or "[]")
+    return {link["ifname"]: link["ifalias"].removeprefix("bed ") for link in shown if _is_leg(link)}
+
+
+def _is_leg(link: dict[str, str]) -> bool:
+    return link.get("ifname", "").startswith("pwbed") and "ifalias" in link
 
 
 def shape(name: str, settings: Settings, rate_mbit: int | None) -> None:

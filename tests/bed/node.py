@@ -11,7 +11,6 @@ import re
 import subprocess
 import sys
 import time
-import uuid
 from contextlib import suppress
 from pathlib import Path
 
@@ -76,13 +75,12 @@ class Node:
         run(["mount", "--make-rshared", "/"])  # pods may ask for Bidirectional propagation
 
     def _new_boot_id(self) -> None:
-        """All nodes share a kernel, hence a boot id; each start of a node gets its own, as after a power cut."""
+        """All nodes share a kernel, hence a boot id; each start of a node gets its own, from `Bed.start_node`."""
         file = self.disk / "boot_id"
-        file.write_text(f"{uuid.uuid4()}\n")
         run(["mount", "--bind", str(file), str(BOOT_ID)])
-        # A pod gets a /proc of its own, without that mount: there, this path by hostPath, or /proc/1/root with hostPID.
-        Path("/run/prewarm-bed/boot_id").touch()
-        run(["mount", "--bind", str(file), "/run/prewarm-bed/boot_id"])
+        hook = config.BOOT_ID_HOOK  # for the containers
+        hook.write_text(config.boot_id_hook(file))
+        hook.chmod(0o755)
 
     def _configure(self) -> None:
         addresses = self.settings.addresses
@@ -91,6 +89,7 @@ class Node:
         hosts.write_text(config.registry_hosts(addresses))
         containerd = config.containerd(self._containerd_major(), lazy=self.settings.lazy)
         Path("/etc/containerd/config.toml").write_text(containerd)
+        config.BASE_SPEC.write_text(config.base_spec(run([f"{self.containerd}/ctr", "oci", "spec"])))
         Path("/etc/containerd-stargz-grpc/config.toml").write_text(config.stargz(addresses))
         Path("/etc/cni/net.d/10-bed.conflist").write_text(config.pod_network(addresses.node_pods(self.name)))
         cgroup_root = f"/{self.settings.name}/{self.name}"

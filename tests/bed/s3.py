@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import Self
 from urllib.parse import quote
 
-from tests.bed import provision
+from tests.bed import needs
 from tests.bed.process import ENVIRONMENT, BedError, Process, end, start
 from tests.bed.settings import S3_ACCESS_KEY, S3_SECRET_KEY
 
@@ -51,20 +51,23 @@ def make_directories(directory: Path) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Access:
-    """A line of the access log: who asked what of which object, and what was answered."""
+    """A line of the access log: who asked what of which object, and what was answered.
+
+    `operation` is `s3_GetObject` and so on, `remote` the asking IP address, `key` "-" where the request has none.
+    """
 
     remote: str
     operation: str
     bucket: str
     key: str
-    method: str
     status: int
+    sent_bytes: int
     line: str
 
 
-_ACCESS = re.compile(
-    r"^\S+ (?P<bucket>\S+) \[[^]]*\] (?P<remote>\S+) \S+ \S+ (?P<operation>\S+) (?P<key>\S+) "
-    r'"(?P<method>\S+) [^"]*" (?P<status>\d+) '
+_ACCESS = re.compile(  # as AWS's server access log, but nothing is quoted: keys may contain spaces
+    r"^\S+ (?P<bucket>\S+) \[[^]]*\] (?P<remote>\S+) \S+ \S+ (?P<operation>\S+) (?P<key>.+) /\S* "
+    r"(?P<status>\d{3}) \S+ (?P<sent_bytes>\d+) \d+ "
 )
 
 
@@ -109,8 +112,8 @@ class S3Client:
                 operation=found["operation"],
                 bucket=found["bucket"],
                 key=found["key"],
-                method=found["method"],
                 status=int(found["status"]),
+                sent_bytes=int(found["sent_bytes"]),
                 line=line,
             )
             for line in lines
@@ -177,9 +180,9 @@ class S3Server(S3Client):
         Raises:
             BedError: the program is not there, or it ended.
         """
-        program = provision.find("versitygw")
+        program = needs.find("versitygw")
         if program is None:
-            raise BedError(f"no versitygw: {provision.why_not('s3') or 'run `python3 -m tests.bed.provision --s3`'}")
+            raise BedError(f"no versitygw: {needs.why_not('s3') or 'run `python3 -m tests.bed.provision --s3`'}")
         make_directories(self._directory)
         told = command(program, self.address, self._directory, self._access_log)
         with_parent = ["setpriv", "--pdeathsig", "KILL", *told]
