@@ -1,0 +1,1 @@
+"""Benchmarks and the demo: each prints what it compares, in the same run."""
