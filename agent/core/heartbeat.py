@@ -4,20 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from agent.core.latest import Latest
+
 
 class Heartbeat:
-    """Remembers when each named prover last completed a full cycle (monotonic seconds)."""
+    """Remembers when each named prover last completed a full cycle (monotonic seconds).
+
+    `begun` turns True once each of them has completed its first.
+    """
 
     def __init__(self, names: Iterable[str] = ()) -> None:
         self._beats: dict[str, float | None] = dict.fromkeys(names)
+        self.begun = Latest(not self._beats)
 
     def expect(self, name: str) -> None:
         """Name a prover that must beat; until its first beat it counts as infinitely old."""
         self._beats.setdefault(name, None)
+        self.begun.set(None not in self._beats.values())
 
     def beat(self, name: str, monotonic: float) -> None:
         """Record that `name` completed a cycle at `monotonic`."""
         self._beats[name] = monotonic
+        self.begun.set(None not in self._beats.values())
 
     def ages_seconds(self, monotonic: float) -> dict[str, float]:
         """Return how long ago each prover completed a cycle; infinity for never."""

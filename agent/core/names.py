@@ -12,6 +12,7 @@ LABEL_GPU = PREFIX + "gpu"
 LABEL_ENDPOINT_NAME = PREFIX + "endpoint"  # on pod templates: the endpoint's name
 LABEL_INJECT = PREFIX + "inject"
 ANNOTATION_BOOT_ID = PREFIX + "boot-id"
+ANNOTATION_TAINT_LIFTED = PREFIX + "taint-lifted"  # the agent lifted the taint here: it may put it back
 
 CONDITION_GPU = PREFIX + "GPUHealthy"
 CONDITION_CACHE = PREFIX + "CacheReady"
