@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -79,6 +80,13 @@ def tell(child: subprocess.Popen[str]) -> None:
     assert child.stdin is not None
     child.stdin.write("go on\n")
     child.stdin.flush()
+
+
+def test_library_loads_where_glibc_is_older(library: Path) -> None:
+    symbols = subprocess.run(["objdump", "-T", str(library)], capture_output=True, text=True, check=True).stdout
+    versions = {tuple(map(int, text.split("."))) for text in re.findall(r"GLIBC_([\d.]+)", symbols)}
+    assert (2, 2, 5) in versions
+    assert max(versions) <= (2, 28)
 
 
 def test_each_gpu_has_its_own_handle_uuid_and_bus_address(probe: Probe, control: nvml.Control) -> None:

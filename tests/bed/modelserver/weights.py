@@ -1,20 +1,18 @@
 """Synthetic safetensors models of a wanted size: valid, incompressible, the same bytes for the same seed.
 
-python -m tests.bed.modelserver.weights DIR --gigabytes 2 --shards 4 --version v1
+Run as `python -m tests.bed.modelserver.weights DIR --gigabytes 2 --shards 4 --version v1`.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import random
 import struct
-from io import FileIO
 from pathlib import Path
 
-BLOCK_BYTES = 8 << 20
+from tests.bed import noise
+
 TENSOR_BYTES = 256 << 20  # tensors are split so that none is larger
-NOISE_STEP = 4099  # odd: no 4 KiB page of a file comes twice within 4096 blocks (32 GiB)
 
 
 def write_model(directory: Path, size_bytes: int, *, shards: int = 1, version: str = "v1", seed: int = 1) -> list[Path]:
@@ -29,7 +27,7 @@ def write_model(directory: Path, size_bytes: int, *, shards: int = 1, version: s
     for shard in range(shards):
         path = directory / f"model-{shard + 1:05}-of-{shards:05}.safetensors"
         tensors = _tensors(shard, size_bytes * (shard + 1) // shards - size_bytes * shard // shards)
-        _write_shard(path, tensors, version, noise=random.Random(f"{seed}/{version}/{shard}"))
+        _write_shard(path, tensors, version, seed=f"{seed}/{version}/{shard}")
         weight_map |= dict.fromkeys(tensors, path.name)
         paths.append(path)
     index = {"metadata": {"total_size": size_bytes}, "weight_map": weight_map}
@@ -45,7 +43,7 @@ def _tensors(shard: int, size_bytes: int) -> dict[str, int]:
     return {f"model.layers.{shard}.{i}.weight": size for i, size in enumerate(sizes) if size}
 
 
-def _write_shard(path: Path, tensors: dict[str, int], version: str, *, noise: random.Random) -> None:
+def _write_shard(path: Path, tensors: dict[str, int], version: str, *, seed: str) -> None:
     header: dict[str, object] = {"__metadata__": {"format": "pt", "version": version}}
     at = 0
     for name, size in tensors.items():
@@ -53,18 +51,10 @@ def _write_shard(path: Path, tensors: dict[str, int], version: str, *, noise: ra
         at += size
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    with path.open("wb", buffering=0) as file:
+    with path.open("wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
-        _write_noise(file, at, noise)
-
-
-def _write_noise(file: FileIO, size_bytes: int, noise: random.Random) -> None:
-    """One block of random bytes over and over, each time turned a little further."""
-    block = memoryview(bytearray(noise.randbytes(BLOCK_BYTES)) * 2)
-    left, turn = size_bytes, 0
-    while left:
-        left -= file.write(block[turn : turn + min(left, BLOCK_BYTES)])
-        turn = (turn + NOISE_STEP) % BLOCK_BYTES
+        for block in noise.blocks(seed, at):
+            file.write(block)
 
 
 def main() -> None:

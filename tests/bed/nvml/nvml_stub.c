@@ -15,7 +15,7 @@
  *   types mask=0xb008 [gpu=N]             nvmlDeviceGetSupportedEventTypes
  *   event seq=7 gpu=N type=8 data=79      delivered once to each event set that registered GPU N before it was written
  *
- * Only symbols that every glibc since 2.14 has, so that the library also loads in containers of another base.
+ * Only symbols that every glibc since 2.17 has, so that the library also loads in containers of another base.
  */
 #include <errno.h>
 #include <fcntl.h>

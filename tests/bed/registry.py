@@ -1,0 +1,396 @@
+"""A client of the bed's registry that makes images: layers of a wanted size, compression and media type.
+
+Run as `python -m tests.bed.registry HOST:PORT NAME:TAG --layers 50M,50M [--base NAME:TAG] [--compression zstd] ...`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import gzip
+import hashlib
+import http.client
+import io
+import json
+import os
+import socket
+import subprocess
+import tarfile
+import tempfile
+import threading
+import urllib.parse
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Literal, cast
+
+from tests.bed import noise
+
+Compression = Literal["gzip", "zstd", "none"]
+Family = Literal["oci", "docker"]
+Document = dict[str, Any]
+
+OCI, DOCKER = "application/vnd.oci.image.", "application/vnd.docker."
+MANIFEST = {"oci": f"{OCI}manifest.v1+json", "docker": f"{DOCKER}distribution.manifest.v2+json"}
+INDEX = {"oci": f"{OCI}index.v1+json", "docker": f"{DOCKER}distribution.manifest.list.v2+json"}
+CONFIG = {"oci": f"{OCI}config.v1+json", "docker": f"{DOCKER}container.image.v1+json"}
+LAYER: dict[Family, dict[Compression, str]] = {
+    "oci": {"none": f"{OCI}layer.v1.tar", "gzip": f"{OCI}layer.v1.tar+gzip", "zstd": f"{OCI}layer.v1.tar+zstd"},
+    "docker": {
+        "none": f"{DOCKER}image.rootfs.diff.tar",
+        "gzip": f"{DOCKER}image.rootfs.diff.tar.gzip",
+        "zstd": f"{DOCKER}image.rootfs.diff.tar.zstd",
+    },
+}
+TIMEOUT_SECONDS = 120
+FILE_BYTES = 64 << 20  # a layer is split into files of at most this size
+CLONE_NEWNET = 0x40000000
+ZEROS = bytes(4096)
+
+
+class RegistryError(Exception):
+    """The registry refused; the message has its status and answer."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layer:
+    """What a layer is to be: the same fields always give the same bytes."""
+
+    size_bytes: int  # of file content, before compression
+    seed: str
+    compression: Compression = "gzip"
+    compressible: bool = False  # to about half, else not at all
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Blob:
+    """A blob in the registry."""
+
+    digest: str
+    size: int
+    diff_id: str = ""  # digest of a layer before compression
+
+    def descriptor(self, media_type: str) -> Document:
+        """As manifests name it."""
+        return {"mediaType": media_type, "digest": self.digest, "size": self.size}
+
+
+class Registry:
+    """One registry over plain HTTP; `netns` is a path such as /proc/PID/ns/net where it can be reached from there only."""
+
+    def __init__(self, address: str, *, netns: Path | None = None) -> None:
+        host, _, port = address.rpartition(":")
+        self.host, self.port, self.netns = host, int(port), netns
+
+    def make_image(
+        self,
+        name: str,
+        tag: str,
+        layers: Sequence[Layer],
+        *,
+        base: str | None = None,
+        family: Family = "oci",
+        platforms: Sequence[str] = (),
+        entrypoint: Sequence[str] = (),
+    ) -> str:
+        """Puts an image together, on `base` (`name:tag` in this registry) if given; returns the digest the tag has.
+
+        With `platforms` (`linux/amd64`, ...) the tag names an index with one manifest each. `entrypoint` replaces the
+        base's. A tag that exists is replaced.
+        """
+        config, descriptors = self._start_from(base, name, family)
+        for layer in layers:
+            blob = self._put_layer(name, layer)
+            config["rootfs"]["diff_ids"].append(blob.diff_id)
+            config["history"].append({"created_by": f"padding {layer.seed}"})
+            descriptors.append(blob.descriptor(LAYER[family][layer.compression]))
+        if entrypoint:
+            config["config"] = {**config["config"], "Entrypoint": list(entrypoint), "Cmd": []}
+        if not platforms:
+            return self.put_manifest(name, tag, self._manifest(name, config, descriptors, family))
+        entries = []
+        for platform in platforms:
+            system, _, architecture = platform.partition("/")
+            own = {**config, "os": system, "architecture": architecture}
+            document = self._manifest(name, own, descriptors, family)
+            digest = self.put_manifest(name, None, document)
+            entry = {"mediaType": MANIFEST[family], "digest": digest, "size": len(encode(document))}
+            entries.append({**entry, "platform": {"os": system, "architecture": architecture}})
+        index = {"schemaVersion": 2, "mediaType": INDEX[family], "manifests": entries}
+        return self.put_manifest(name, tag, index)
+
+    def manifest(self, name: str, reference: str) -> tuple[Document, str]:
+        """A manifest or index by tag or digest, and its digest."""
+        accept = ", ".join([*MANIFEST.values(), *INDEX.values()])
+        body, _ = self._ask("GET", f"/v2/{name}/manifests/{reference}", headers={"Accept": accept})
+        document: Document = json.loads(body)
+        return document, digest_of(body)
+
+    def put_manifest(self, name: str, tag: str | None, document: Document) -> str:
+        """Uploads a manifest or index under its tag, or its digest only; returns the digest."""
+        body = encode(document)
+        headers = {"Content-Type": document["mediaType"]}
+        self._ask("PUT", f"/v2/{name}/manifests/{tag or digest_of(body)}", io.BytesIO(body), headers)
+        return digest_of(body)
+
+    def tags(self, name: str) -> list[str]:
+        """The tags of a repository."""
+        body, _ = self._ask("GET", f"/v2/{name}/tags/list")
+        return sorted(json.loads(body)["tags"] or [])
+
+    def delete_tag(self, name: str, tag: str) -> None:
+        """Deletes the manifest behind the tag, and with it every tag of it; the registry must allow deletion."""
+        _, digest = self.manifest(name, tag)
+        self._ask("DELETE", f"/v2/{name}/manifests/{digest}")
+
+    def blob(self, name: str, digest: str) -> bytes:
+        """A blob's content."""
+        return self._ask("GET", f"/v2/{name}/blobs/{digest}")[0]
+
+    def push_layout(self, layout: Path, name: str, tag: str) -> str:
+        """Uploads the one image of an OCI layout on disk; returns its digest."""
+        index = json.loads((layout / "index.json").read_bytes())
+        manifest = json.loads(_in_layout(layout, index["manifests"][0]["digest"]).read_bytes())
+        for descriptor in [manifest["config"], *manifest["layers"]]:
+            with _in_layout(layout, descriptor["digest"]).open("rb") as content:
+                self._put_blob(name, content, Blob(digest=descriptor["digest"], size=descriptor["size"]))
+        return self.put_manifest(name, tag, {"mediaType": MANIFEST["oci"], **manifest})
+
+    def _start_from(self, base: str | None, name: str, family: Family) -> tuple[Document, list[Document]]:
+        """Config and layers of the base, its blobs made visible in repository `name`; or those of an empty image."""
+        if base is None:
+            rootfs = {"type": "layers", "diff_ids": []}
+            empty = {"architecture": "amd64", "os": "linux", "config": {}, "rootfs": rootfs, "history": []}
+            return empty, []
+        repository, _, tag = base.rpartition(":")
+        document, _ = self.manifest(repository, tag)
+        if "manifests" in document:
+            document, _ = self.manifest(repository, document["manifests"][0]["digest"])
+        config: Document = json.loads(self.blob(repository, document["config"]["digest"]))
+        config.setdefault("history", [])
+        layers = []
+        for layer in document["layers"]:
+            blob = Blob(digest=layer["digest"], size=layer["size"])
+            self._mount(name, repository, blob)
+            layers.append(blob.descriptor(LAYER[family][_compression_of(layer["mediaType"])]))
+        return config, layers
+
+    def _manifest(self, name: str, config: Document, layers: list[Document], family: Family) -> Document:
+        body = encode(config)
+        blob = Blob(digest=digest_of(body), size=len(body))
+        self._put_blob(name, io.BytesIO(body), blob)
+        described = blob.descriptor(CONFIG[family])
+        return {"schemaVersion": 2, "mediaType": MANIFEST[family], "config": described, "layers": layers}
+
+    def _put_layer(self, name: str, layer: Layer) -> Blob:
+        with tempfile.TemporaryFile() as content:
+            blob = write_layer(layer, content)
+            content.seek(0)
+            self._put_blob(name, content, blob)
+        return blob
+
+    def _put_blob(self, name: str, content: IO[bytes], blob: Blob) -> None:
+        if self._has(name, blob.digest):
+            return
+        _, upload = self._ask("POST", f"/v2/{name}/blobs/uploads/")
+        headers = {"Content-Type": "application/octet-stream", "Content-Length": str(blob.size)}
+        self._ask("PUT", _with_digest(upload, blob.digest), content, headers)
+
+    def _mount(self, name: str, source: str, blob: Blob) -> None:
+        if name != source:
+            self._ask("POST", f"/v2/{name}/blobs/uploads/?mount={blob.digest}&from={source}")
+
+    def _has(self, name: str, digest: str) -> bool:
+        with self._connection() as connection:
+            connection.request("HEAD", f"/v2/{name}/blobs/{digest}")
+            return connection.getresponse().status == 200
+
+    def _ask(
+        self, method: str, path: str, body: IO[bytes] | None = None, headers: dict[str, str] | None = None
+    ) -> tuple[bytes, str]:
+        """Body and Location of a good answer.
+
+        Raises:
+            RegistryError: any other.
+        """
+        with self._connection() as connection:
+            connection.request(method, path, body, headers or {})
+            response = connection.getresponse()
+            content = response.read()
+            if response.status >= 300:
+                raise RegistryError(f"{method} {path}: {response.status} {content[:500].decode(errors='replace')}")
+            return content, response.headers.get("Location", "")
+
+    @contextmanager
+    def _connection(self) -> Iterator[http.client.HTTPConnection]:
+        connection = http.client.HTTPConnection(self.host, self.port, timeout=TIMEOUT_SECONDS, blocksize=1 << 20)
+        if self.netns:
+            connection.sock = _connect_inside(self.netns, self.host, self.port)
+        try:
+            yield connection
+        finally:
+            connection.close()
+
+
+def write_layer(layer: Layer, content: IO[bytes]) -> Blob:
+    """Writes the layer's tar, compressed, to `content`; returns its digests and size."""
+    stored = _Digest(content)
+    with _compressor(layer, stored) as compressed:
+        plain = _Digest(compressed)
+        with tarfile.open(fileobj=cast("IO[bytes]", plain), mode="w|", bufsize=1 << 20) as archive:
+            for number, at in enumerate(range(0, layer.size_bytes, FILE_BYTES)):
+                entry = tarfile.TarInfo(f"padding/{layer.seed}/{number}")
+                entry.size = min(FILE_BYTES, layer.size_bytes - at)
+                archive.addfile(entry, _Source(_content(layer, number, entry.size)))
+    return Blob(digest=stored.digest, size=stored.size, diff_id=plain.digest)
+
+
+def encode(document: Document) -> bytes:
+    """JSON, always the same for the same document."""
+    return json.dumps(document, sort_keys=True, separators=(",", ":")).encode()
+
+
+def digest_of(content: bytes) -> str:
+    """As the registry names content."""
+    return f"sha256:{hashlib.sha256(content).hexdigest()}"
+
+
+def _content(layer: Layer, number: int, size_bytes: int) -> Iterator[bytes | memoryview]:
+    """A file's bytes; every second page is zeros where they are to compress."""
+    for block in noise.blocks(f"{layer.seed}/{number}", size_bytes):
+        if not layer.compressible:
+            yield block
+            continue
+        pages = range(0, len(block), 4096)
+        yield b"".join(ZEROS[: len(block) - at] if at // 4096 % 2 else bytes(block[at : at + 4096]) for at in pages)
+
+
+@contextmanager
+def _compressor(layer: Layer, target: _Digest) -> Iterator[Any]:
+    """A writer whose bytes reach `target` compressed; all are there on leaving."""
+    if layer.compression == "none":
+        yield target
+    elif layer.compression == "gzip":  # level 0 where there is nothing to gain: ten times as fast
+        with gzip.GzipFile(fileobj=target, mode="wb", compresslevel=int(layer.compressible), mtime=0) as out:
+            yield out
+    else:
+        with tempfile.TemporaryFile() as packed:
+            with subprocess.Popen(["zstd", "-q", "-1", "-c"], stdin=subprocess.PIPE, stdout=packed) as zstd:
+                yield zstd.stdin
+            if zstd.returncode:
+                raise subprocess.CalledProcessError(zstd.returncode, "zstd")
+            packed.seek(0)
+            while block := packed.read(1 << 20):
+                target.write(block)
+
+
+class _Digest:
+    """Passes bytes on, counted and hashed."""
+
+    def __init__(self, target: Any) -> None:
+        self.size = 0
+        self._hash = hashlib.sha256()
+        self._target = target
+
+    @property
+    def digest(self) -> str:
+        return f"sha256:{self._hash.hexdigest()}"
+
+    def write(self, block: bytes | memoryview) -> int:
+        self.size += len(block)
+        self._hash.update(block)
+        self._target.write(block)
+        return len(block)
+
+    def flush(self) -> None:
+        self._target.flush()
+
+
+class _Source(io.RawIOBase):
+    """Blocks read as a file."""
+
+    def __init__(self, blocks: Iterator[bytes | memoryview]) -> None:
+        self._blocks = blocks
+        self._rest: bytes | memoryview = b""
+
+    def read(self, size: int = -1) -> bytes:
+        while len(self._rest) < size and (block := next(self._blocks, None)) is not None:
+            self._rest = bytes(self._rest) + bytes(block) if len(self._rest) else block
+        out, self._rest = bytes(self._rest[:size]), self._rest[size:]
+        return out
+
+
+def _connect_inside(netns: Path, host: str, port: int) -> socket.socket:
+    """A connection made in another network namespace: a thread goes there, and its socket stays there."""
+    connected: list[socket.socket] = []
+
+    def connect() -> None:
+        fd = os.open(netns, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            if ctypes.CDLL(None, use_errno=True).setns(fd, CLONE_NEWNET) == 0:
+                connected.append(socket.create_connection((host, port), TIMEOUT_SECONDS))
+        finally:
+            os.close(fd)
+
+    thread = threading.Thread(target=connect, name="netns")
+    thread.start()
+    thread.join()
+    if not connected:
+        raise RegistryError(f"cannot reach {host}:{port} inside {netns}")
+    return connected[0]
+
+
+def _with_digest(location: str, digest: str) -> str:
+    """Path and query of an upload's Location, with the digest that ends it."""
+    parts = urllib.parse.urlsplit(location)
+    query = "&".join(filter(None, [parts.query, f"digest={digest}"]))
+    return f"{parts.path}?{query}"
+
+
+def _in_layout(layout: Path, digest: str) -> Path:
+    return layout / "blobs" / digest.replace(":", "/")
+
+
+def _compression_of(media_type: str) -> Compression:
+    if media_type.endswith("gzip"):
+        return "gzip"
+    return "zstd" if media_type.endswith("zstd") else "none"
+
+
+def _size(text: str) -> int:
+    units = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+    return int(text[:-1]) * units[text[-1]] if text[-1] in units else int(text)
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("registry", metavar="HOST:PORT")
+    parser.add_argument("image", metavar="NAME:TAG")
+    parser.add_argument("--layers", default="", help="sizes, such as 50M,1G")
+    parser.add_argument("--compression", choices=["gzip", "zstd", "none"], default="gzip")
+    parser.add_argument("--compressible", action="store_true")
+    parser.add_argument("--family", choices=["oci", "docker"], default="oci")
+    parser.add_argument("--platforms", default="", help="such as linux/amd64,linux/arm64")
+    parser.add_argument("--base", metavar="NAME:TAG")
+    parser.add_argument("--seed", default="1")
+    parser.add_argument("--netns", type=Path)
+    args = parser.parse_args()
+    name, _, tag = args.image.rpartition(":")
+    layers = [
+        Layer(
+            size_bytes=_size(size),
+            seed=f"{args.seed}-{number}",
+            compression=args.compression,
+            compressible=args.compressible,
+        )
+        for number, size in enumerate(filter(None, args.layers.split(",")))
+    ]
+    platforms = list(filter(None, args.platforms.split(",")))
+    registry = Registry(args.registry, netns=args.netns)
+    print(registry.make_image(name, tag, layers, base=args.base, family=args.family, platforms=platforms))
+
+
+if __name__ == "__main__":
+    main()
