@@ -1,0 +1,239 @@
+"""Annotations of a workload -> the endpoint it declares, with every mistake told at once. Pure; never raises on bad text.
+
+One endpoint's mistakes never touch another: the caller shows `problems` as Events on the workload and goes on.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from types import MappingProxyType
+from typing import TypeVar
+
+from agent.config import source_allowed, source_refusal
+from agent.core.errors import Invalid, cut
+from agent.core.names import LABEL_ENDPOINT_NAME, LABEL_INJECT, PREFIX
+from agent.core.refs import EndpointKey, ImageRef, ModelSource, endpoint_key, parse_image_ref
+from agent.demand import values
+from agent.demand.endpoint import (
+    DEFAULT_LEAD,
+    DEFAULT_NODES,
+    DEFAULT_PRIORITY,
+    DEFAULT_WINDOW,
+    DemandDefaults,
+    Endpoint,
+    EndpointReading,
+    Problem,
+    ProblemKind,
+    Schedule,
+    WorkloadRef,
+)
+from agent.kube.objects import PodSpecView, WorkloadView
+
+T = TypeVar("T")
+U = TypeVar("U")
+
+KEYS: tuple[str, ...] = tuple(
+    [
+        "models",
+        "layout",
+        "schedule",
+        "timezone",
+        "window",
+        "lead",
+        "predict",
+        "history",
+        "nodes",
+        "images",
+        "memory",
+        "min-scale",
+        "provision",
+        "priority",
+        "container",
+        "metrics",
+    ]
+)
+# Words of a known key that this version cannot honour; what may be written instead is the first of `_WORDS`.
+_WORDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "layout": ("files", "triton"),
+        "predict": ("off", "on", "shadow"),
+        "memory": ("off", "on"),
+        "min-scale": ("off", "recommend", "apply"),
+        "provision": ("off", "on"),
+    }
+)
+_LABELS = (LABEL_ENDPOINT_NAME, LABEL_INJECT)
+
+
+def read_endpoint(workload: WorkloadView, defaults: DemandDefaults) -> EndpointReading:
+    """Read what a workload's annotations declare; the pod template's value of a key wins over the workload's."""
+    ref = _ref(workload)
+    written = _ours(workload.annotations) | _ours(workload.template_annotations)
+    if not written or workload.deleting:
+        return EndpointReading(workload=ref)
+    reader = _Reader(written)
+    if not any(k in KEYS for k in written):
+        return EndpointReading(workload=ref, problems=tuple(reader.problems))
+    name = workload.template_labels.get(LABEL_ENDPOINT_NAME) or workload.name
+    key = reader.guard("", lambda: endpoint_key(workload.namespace, name))
+    endpoint = _read(reader, workload, key, defaults) if key else None
+    problems = (*reader.problems, *_notes(workload))
+    broken = any(p.kind is ProblemKind.INVALID for p in problems)
+    return EndpointReading(workload=ref, key=key, endpoint=None if broken else endpoint, problems=problems)
+
+
+def duplicates(readings: Iterable[EndpointReading]) -> Mapping[EndpointKey, tuple[WorkloadRef, ...]]:
+    """Return the keys that more than one workload claims, with those workloads in order."""
+    claims: defaultdict[EndpointKey, list[WorkloadRef]] = defaultdict(list)
+    for reading in readings:
+        if reading.key:
+            claims[reading.key].append(reading.workload)
+    return {key: tuple(sorted(refs)) for key, refs in claims.items() if len(refs) > 1}
+
+
+def refuse_duplicates(readings: Sequence[EndpointReading]) -> tuple[EndpointReading, ...]:
+    """Make every reading whose key another workload claims too Invalid; the others come back as they are."""
+    twice = duplicates(readings)
+    return tuple(_refused(r, twice[r.key]) if r.key in twice else r for r in readings) if twice else tuple(readings)
+
+
+class _Reader:
+    """Collects problems while values are read."""
+
+    def __init__(self, written: Mapping[str, str]) -> None:
+        self.written = written
+        self.problems: list[Problem] = []
+        self._check_keys()
+
+    def guard(self, key: str, parse: Callable[[], T]) -> T | None:
+        """Return what `parse` returns, or None after noting why not."""
+        try:
+            return parse()
+        except Invalid as error:
+            self.note(ProblemKind.INVALID, key, str(error))
+            return None
+
+    def value(self, key: str, parse: Callable[[str], T], default: U) -> T | U:
+        """Return the parsed value of a key; its default if it is not written or wrong (then the endpoint is Invalid)."""
+        if key not in self.written:
+            return default
+        found = self.guard(key, lambda: (parse(self.written[key]),))
+        return found[0] if found else default
+
+    def note(self, kind: ProblemKind, key: str, message: str) -> None:
+        """Add a problem with an annotation ("" for none in particular)."""
+        annotation = PREFIX + key if key else ""
+        text = cut(f"{annotation}: {message}" if key else message, 600)
+        self.problems.append(Problem(kind=kind, annotation=annotation, message=text))
+
+    def _check_keys(self) -> None:
+        for key in sorted(self.written):
+            if key in _WORDS:
+                self._check_word(key, *_WORDS[key])
+            elif key == "history":
+                self.note(ProblemKind.NOT_SUPPORTED, key, "not supported by this version: demand is not learned yet")
+            elif key not in KEYS:
+                self.note(ProblemKind.UNKNOWN_KEY, cut(key, 80), _unknown(key))
+
+    def _check_word(self, key: str, supported: str, *later: str) -> None:
+        found = self.value(key, lambda text: values.word(text, supported, *later), supported)
+        if found != supported:
+            message = f"{found!r} is not supported by this version, which does as {supported!r} says"
+            self.note(ProblemKind.NOT_SUPPORTED, key, message)
+
+
+def _read(reader: _Reader, workload: WorkloadView, key: EndpointKey, defaults: DemandDefaults) -> Endpoint:
+    zone = reader.value("timezone", values.zone, defaults.timezone)
+    return Endpoint(
+        key=key,
+        workload=_ref(workload),
+        models=_models(reader, key.namespace, defaults),
+        schedule=tuple(Schedule(cron=cron, zone=zone) for cron in reader.value("schedule", values.schedule, ())),
+        window=reader.value("window", values.window, DEFAULT_WINDOW),
+        lead=reader.value("lead", values.lead, DEFAULT_LEAD),
+        nodes=reader.value("nodes", values.nodes, DEFAULT_NODES),
+        images=_images(reader, workload.spec),
+        priority=reader.value("priority", values.priority, DEFAULT_PRIORITY),
+        gpus=_gpus(workload.spec),
+        container=reader.value("container", lambda text: _container(text, workload.spec), ""),
+        metrics=reader.value("metrics", values.metrics, ""),
+        spec=workload.spec,
+    )
+
+
+def _models(reader: _Reader, namespace: str, defaults: DemandDefaults) -> tuple[ModelSource, ...]:
+    models = reader.value("models", values.models, ())
+    for model in models:
+        if not source_allowed(defaults.sources, namespace, model.uri):
+            reader.note(ProblemKind.INVALID, "models", source_refusal(namespace, model.uri))
+    return models
+
+
+def _images(reader: _Reader, spec: PodSpecView) -> tuple[ImageRef, ...]:
+    """Return the template's images in the order they start in, then those listed besides; all once."""
+    wanted = reader.value("images", values.images, True)
+    if wanted is False:
+        return ()
+    texts = [c.image for c in (*spec.init_containers, *spec.containers) if c.image]
+    found = [ref for text in texts if (ref := reader.guard("", partial(parse_image_ref, text)))]
+    extra = wanted if isinstance(wanted, tuple) else ()
+    return tuple(dict.fromkeys([*found, *extra]))
+
+
+def _gpus(spec: PodSpecView) -> int:
+    """Return what the scheduler counts: the containers together, or one init container if that asks for more."""
+    return max(sum(c.gpus for c in spec.containers), *(c.gpus for c in spec.init_containers), 0)
+
+
+def _container(text: str, spec: PodSpecView) -> str:
+    name, known = values.container(text), [c.name for c in spec.containers]
+    if name not in known:
+        raise Invalid(f"{name!r} is no container of the pod template, which has {cut(', '.join(known), 200)}")
+    return name
+
+
+def _notes(workload: WorkloadView) -> list[Problem]:
+    """Say what injection and `prewarm wait` would miss: they read the pod, so it must stand on the template."""
+    if workload.template_labels.get(LABEL_INJECT) != "true":
+        return []
+    notes, key = [], PREFIX + "models"
+    if key in workload.annotations and key not in workload.template_annotations:
+        message = f"{key}: injection reads the pod, so put this annotation on the pod template as well"
+        notes.append(Problem(kind=ProblemKind.NOTE, annotation=key, message=message))
+    if not workload.template_labels.get(LABEL_ENDPOINT_NAME):
+        label = f"{LABEL_ENDPOINT_NAME}: {cut(workload.name, 80)}"
+        message = f"injection reads the pod, so put the label {label} on the pod template"
+        notes.append(Problem(kind=ProblemKind.NOTE, annotation="", message=message))
+    return notes
+
+
+def _unknown(key: str) -> str:
+    if PREFIX + key in _LABELS:
+        return "this is a label of the pod template, as an annotation it does nothing"
+    near = difflib.get_close_matches(key[:80], KEYS, n=1, cutoff=0)
+    return f"unknown, the nearest known key is {PREFIX}{near[0]}"
+
+
+def _refused(reading: EndpointReading, claims: Sequence[WorkloadRef]) -> EndpointReading:
+    others = ", ".join(f"{r.kind} {r.name}" for r in claims if r != reading.workload)
+    message = f"{others} has the key {reading.key} too: set the label {LABEL_ENDPOINT_NAME} on one pod template"
+    problem = Problem(kind=ProblemKind.INVALID, annotation="", message=cut(message, 600))
+    return replace(reading, endpoint=None, problems=(*reading.problems, problem))
+
+
+def _ours(annotations: Mapping[str, str]) -> dict[str, str]:
+    return {key.removeprefix(PREFIX): text for key, text in annotations.items() if key.startswith(PREFIX)}
+
+
+def _ref(workload: WorkloadView) -> WorkloadRef:
+    return WorkloadRef(
+        api_version=workload.api_version,
+        kind=workload.kind,
+        namespace=workload.namespace,
+        name=workload.name,
+        uid=workload.uid,
+    )
