@@ -67,7 +67,9 @@ def _sources(value: object) -> tuple[SourceRule, ...]:
 
 
 def _seconds(value: object) -> float:
-    if isinstance(value, int | float):
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        if not 0 <= value <= 366 * 86400:
+            raise Invalid(f"{cut(value, 60)!r} is not between 0 and 366 days of seconds")
         return float(value)
     return parse_duration(str(value)).total_seconds()
 
@@ -78,7 +80,7 @@ def _duration(value: object) -> timedelta:
 
 def _whole(value: object) -> int:
     text = str(value)
-    if not text.isascii() or not text.isdigit():
+    if not text.isascii() or not text.isdigit() or len(text) > 15:
         raise Invalid(f"{cut(text, 60)!r} is not a whole number")
     return int(text)
 
@@ -104,7 +106,7 @@ def _flag(value: object) -> bool:
 def _zone(value: object) -> str:
     try:
         ZoneInfo(str(value))
-    except (ValueError, OSError) as error:
+    except (KeyError, ValueError, OSError) as error:  # ZoneInfoNotFoundError is a KeyError
         raise Invalid(f"{cut(value, 60)!r} is no IANA time zone: write it like Europe/Paris") from error
     return str(value)
 
@@ -237,7 +239,7 @@ def load_settings(flags: Namespace | None = None, environ: Mapping[str, str] | N
 def _read_file(path: str, mistakes: list[str]) -> Mapping[str, object]:
     try:
         content = yaml.safe_load(Path(path).read_text()) or {}
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+    except (OSError, yaml.YAMLError, ValueError) as error:  # ValueError: bytes or dates that are none
         mistakes.append(f"{path}: {cut(error)}")
         return {}
     if not isinstance(content, Mapping):

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from agent.core.assignment import Assignment, EndpointWant, ImageWant, ModelWant, Window, WindowSource, Workload
 from agent.core.errors import Invalid, cut
-from agent.core.refs import EndpointKey, parse_digest, parse_image_ref, parse_model_source, parse_model_uri
+from agent.core.refs import endpoint_key, parse_digest, parse_image_ref, parse_model_source, parse_model_uri
 
 T = TypeVar("T")
 Json = Mapping[str, object]
@@ -41,35 +41,41 @@ def parse_time(text: object, where: str = "time") -> datetime:
     Raises:
         Invalid: quoting it.
     """
-    if isinstance(text, datetime):  # YAML makes datetimes by itself
-        return text.astimezone(UTC) if text.tzinfo else text.replace(tzinfo=UTC)
+    if isinstance(text, datetime) and text.tzinfo is None:  # YAML reads a time with `Z` as a datetime in UTC
+        return text.replace(tzinfo=UTC)
     try:
-        found = datetime.fromisoformat(str(text))
-    except ValueError as error:
+        found = text if isinstance(text, datetime) else datetime.fromisoformat(str(text))
+        if found.tzinfo is None:
+            raise Invalid(f"{where}: {cut(text, 60)!r} has no time zone")
+        return found.astimezone(UTC)
+    except (ValueError, OverflowError) as error:
         raise Invalid(f"{where}: {cut(text, 60)!r} is not an RFC 3339 time") from error
-    if found.tzinfo is None:
-        raise Invalid(f"{where}: {cut(text, 60)!r} has no time zone")
-    return found.astimezone(UTC)
 
 
 def format_time(time: datetime) -> str:
     """Write a time as RFC 3339 in UTC with whole seconds, as Kubernetes does."""
-    return time.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return time.astimezone(UTC).replace(microsecond=0, tzinfo=None).isoformat() + "Z"
 
 
 def _endpoint(value: object, where: str) -> EndpointWant:
     item = _map(value, where)
     workload = _map(item.get("workload", {}), f"{where}.workload")
+    namespace, name = _text(item, "namespace", where, required=True), _text(item, "name", where, required=True)
+    try:
+        key = endpoint_key(namespace, name)
+    except Invalid as error:
+        raise Invalid(f"{where}: {error}") from error
+    models = _list(item, "models", where, _model)
+    if len({m.name for m in models}) != len(models):
+        raise Invalid(f"{where}.models: two models have one name")
     return EndpointWant(
-        key=EndpointKey(
-            namespace=_text(item, "namespace", where, required=True), name=_text(item, "name", where, required=True)
-        ),
+        key=key,
         workload=Workload(kind=_text(workload, "kind", where), name=_text(workload, "name", where)),
         priority=_number(item, "priority", where, default=500),
         gpus=_number(item, "gpus", where),
         runtime_handler=_text(item, "runtimeHandler", where),
         images=_list(item, "images", where, _image),
-        models=_list(item, "models", where, _model),
+        models=models,
         windows=tuple(sorted(_list(item, "windows", where, _window))),
         container=_text(item, "container", where),
         metrics=_text(item, "metrics", where),
@@ -167,7 +173,9 @@ def _map(value: object, where: str) -> Json:
 
 
 def _list(item: Json, key: str, where: str, parse: Callable[[object, str], T]) -> tuple[T, ...]:
-    value = item.get(key) or []
+    value = item.get(key)
+    if value is None:
+        return ()
     if not isinstance(value, list | tuple):
         raise Invalid(f"{where}.{key}: expected a list, found {cut(value, 60)!r}")
     return tuple(parse(v, f"{where}.{key}[{n}]") for n, v in enumerate(value))

@@ -12,6 +12,9 @@ from agent.core.errors import Invalid, cut
 
 Digest = NewType("Digest", str)  # "sha256:<64 hex>"
 
+MAX_KEY = 63  # the name part of a label key
+_NAMESPACE = re.compile(r"[a-z0-9]([a-z0-9\-]{0,61}[a-z0-9])?")
+_ENDPOINT_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._\-]{0,251}[A-Za-z0-9])?")
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.\-]{1,61}[a-z0-9]")
 _MODEL_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._\-]{0,61}[A-Za-z0-9])?")
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
@@ -29,6 +32,26 @@ class EndpointKey:
 
     def __str__(self) -> str:
         return f"{self.namespace}.{self.name}"
+
+
+def endpoint_key(namespace: str, name: str) -> EndpointKey:
+    """Check and build a key: it becomes a node label's name, a metric label and two directory names.
+
+    Raises:
+        Invalid: quoting the part that cannot stand in a label or path.
+    """
+    if not _NAMESPACE.fullmatch(namespace):
+        raise Invalid(f"namespace {cut(namespace, 80)!r} is not a Kubernetes namespace")
+    if not _ENDPOINT_NAME.fullmatch(name):
+        raise Invalid(
+            f"endpoint name {cut(name, 80)!r}: letters, digits, '.', '_' or '-', a letter or digit at both ends"
+        )
+    key = EndpointKey(namespace=namespace, name=name)
+    if len(str(key)) > MAX_KEY:
+        raise Invalid(
+            f"endpoint key {str(key)!r} has {len(str(key))} characters: <namespace>.<name> may have {MAX_KEY}"
+        )
+    return key
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
@@ -123,7 +146,7 @@ def parse_model_source(text: str) -> ModelSource:
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
 class ImageRef:
-    """A container image name, normalised as Docker and containerd do it."""
+    """A container image name, normalised as Docker and containerd do it: it has a tag or a digest, never both."""
 
     host: str
     repository: str
@@ -150,7 +173,9 @@ def parse_image_ref(text: str) -> ImageRef:
         raise Invalid(f"{what}: the part after '@' must be sha256: and 64 hex digits")
     host, slash, remainder = rest.partition("/")
     if not slash or not ("." in host or ":" in host or host == "localhost"):
-        host, remainder = "docker.io", rest if "/" in rest else f"library/{rest}"
+        host, remainder = "docker.io", rest
+    if host in ("docker.io", "index.docker.io"):
+        host, remainder = "docker.io", remainder if "/" in remainder else f"library/{remainder}"
     if not _HOST.fullmatch(host):
         raise Invalid(f"{what} has no valid registry host")
     repository, colon, tag = remainder.partition(":")
@@ -158,7 +183,9 @@ def parse_image_ref(text: str) -> ImageRef:
         raise Invalid(f"{what} is not an image name")
     if colon and not _TAG.fullmatch(tag):
         raise Invalid(f"{what} has an invalid tag")
-    if not tag and not digest:
+    if digest:
+        tag = ""  # containerd stores a pull by tag and digest under the digest alone
+    elif not tag:
         tag = "latest"
     return ImageRef(host=host, repository=repository, tag=tag, digest=digest)
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from datetime import timedelta
+from decimal import Decimal
 
-from agent.core.errors import Invalid
+from agent.core.errors import Invalid, cut
 
-_DURATION = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?")
+_DURATION = re.compile(r"(?:([0-9]+)d)?(?:([0-9]+)h)?(?:([0-9]+)m)?(?:([0-9]+)s)?")
 _MAX_DURATION = timedelta(days=366)
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGTP]i?)?B?")
+_SIZE = re.compile(r"([0-9]{1,19}(?:\.[0-9]{1,19})?)\s*([KMGTP]i?)?B?")
 _FACTORS = {None: 1} | {f"{p}{i}": (1024 if i else 1000) ** n for n, p in enumerate("KMGTP", 1) for i in ("", "i")}
 
 
@@ -20,12 +21,12 @@ def parse_duration(text: str) -> timedelta:
         Invalid: quoting the text and what is accepted.
     """
     found = _DURATION.fullmatch(text.strip())
-    if not found or not any(found.groups()) or any(len(g or "") > 9 for g in found.groups()):
-        raise Invalid(f"{text!r} is not a duration: write it like 1h30m, 5m or 90s")
+    if not found or not any(found.groups()) or any(len(g or "") > 8 for g in found.groups()):
+        raise Invalid(f"{cut(text, 60)!r} is not a duration: write it like 1h30m, 5m or 90s")
     days, hours, minutes, seconds = (int(g or 0) for g in found.groups())
     length = timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds)
     if length > _MAX_DURATION:
-        raise Invalid(f"{text!r} is longer than 366 days")
+        raise Invalid(f"{cut(text, 60)!r} is longer than 366 days")
     return length
 
 
@@ -51,8 +52,8 @@ def parse_size(text: str) -> int:
     """
     found = _SIZE.fullmatch(text.strip())
     if not found:
-        raise Invalid(f"{text!r} is not a size: write it like 500GB, 1.5Ti or a number of bytes")
-    return int(float(found[1]) * _FACTORS[found[2]])
+        raise Invalid(f"{cut(text, 60)!r} is not a size: write it like 500GB, 1.5Ti or a number of bytes")
+    return int(Decimal(found[1]) * _FACTORS[found[2]])
 
 
 def format_size(size_bytes: float) -> str:
