@@ -1,10 +1,16 @@
-"""Kubernetes objects as prewarm sees them: frozen values, parsed once from JSON by `agent.kube.parse`."""
+"""Kubernetes objects as prewarm sees them: frozen values, parsed once from JSON by `agent.kube.parse`.
+
+`resource_version` takes no part in equality: a heartbeat that changes nothing else wakes nobody. So the version in a cell may
+be older than the object's; guard writes with the values they rest on (the `test` of a JSON patch), not with it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+
+from agent.core.assignment import Assignment
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +39,7 @@ class NodeView:
 
     name: str
     uid: str = ""
-    resource_version: str = ""
+    resource_version: str = field(default="", compare=False)
     labels: Mapping[str, str] = field(default_factory=dict)
     annotations: Mapping[str, str] = field(default_factory=dict)
     taints: tuple[Taint, ...] = ()
@@ -102,7 +108,7 @@ class WorkloadView:
     namespace: str
     name: str
     uid: str
-    resource_version: str = ""
+    resource_version: str = field(default="", compare=False)
     annotations: Mapping[str, str] = field(default_factory=dict)
     template_labels: Mapping[str, str] = field(default_factory=dict)
     template_annotations: Mapping[str, str] = field(default_factory=dict)
@@ -143,3 +149,52 @@ class PodView:
     def condition(self, kind: str) -> Condition | None:
         """Return the condition of that type, or None."""
         return next((c for c in self.conditions if c.type == kind), None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeWarmupView:
+    """A NodeWarmup's spec. `assignment` is None where the spec cannot be read, and `problem` then says why."""
+
+    name: str
+    uid: str = ""
+    resource_version: str = field(default="", compare=False)
+    owner_uid: str = ""  # the Node's UID
+    assignment: Assignment | None = None
+    problem: str = ""
+    observed_generation: int = 0
+    status: Mapping[str, object] = field(default_factory=dict)  # as it stands, to compare before writing
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ObjectRef:
+    """What an Event is about."""
+
+    api_version: str
+    kind: str
+    name: str
+    uid: str = ""
+    namespace: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EventView:
+    """An Event as stored."""
+
+    name: str
+    reason: str = ""
+    message: str = ""
+    count: int = 0
+    last: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaseView:
+    """A coordination Lease; `renewed` is compared for change only, clocks of two machines are never compared."""
+
+    name: str
+    resource_version: str
+    holder: str = ""
+    duration_seconds: int = 0
+    renewed: str = ""
+    acquired: str = ""
+    transitions: int = 0

@@ -1,0 +1,248 @@
+"""From the API's JSON to the values of `objects`: total over what an API server can send, and over what it should not.
+
+A field of an unexpected type counts as absent, so that one odd object never stops the reading of the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime
+from typing import Any, TypeVar
+
+from agent.core.assignment_json import parse_assignment
+from agent.core.errors import Invalid
+from agent.kube.objects import (
+    Condition,
+    ContainerStatusView,
+    ContainerView,
+    EventView,
+    LeaseView,
+    NodeRequirement,
+    NodeView,
+    NodeWarmupView,
+    PodSpecView,
+    PodView,
+    Taint,
+    Toleration,
+    WorkloadView,
+)
+
+T = TypeVar("T")
+Json = Mapping[str, Any]
+
+GPU_RESOURCE = "nvidia.com/gpu"
+
+
+def parse_node(item: Json) -> NodeView:
+    """Parse a Node."""
+    meta, spec, status = _map(item, "metadata"), _map(item, "spec"), _map(item, "status")
+    return NodeView(
+        name=_text(meta, "name"),
+        uid=_text(meta, "uid"),
+        resource_version=_text(meta, "resourceVersion"),
+        labels=_texts(meta, "labels"),
+        annotations=_texts(meta, "annotations"),
+        taints=tuple(
+            Taint(key=_text(t, "key"), effect=_text(t, "effect"), value=_text(t, "value"))
+            for t in _maps(spec, "taints")
+        ),
+        unschedulable=spec.get("unschedulable") is True,
+        conditions=_conditions(status),
+        allocatable=_texts(status, "allocatable"),
+        boot_id=_text(_map(status, "nodeInfo"), "bootID"),
+        deleting="deletionTimestamp" in meta,
+    )
+
+
+def parse_pod(item: Json) -> PodView:
+    """Parse a Pod."""
+    meta, spec, status = _map(item, "metadata"), _map(item, "spec"), _map(item, "status")
+    owner: Json = next((o for o in _maps(meta, "ownerReferences") if o.get("controller") is True), {})
+    return PodView(
+        namespace=_text(meta, "namespace"),
+        name=_text(meta, "name"),
+        uid=_text(meta, "uid"),
+        node=_text(spec, "nodeName"),
+        labels=_texts(meta, "labels"),
+        annotations=_texts(meta, "annotations"),
+        owner_kind=_text(owner, "kind"),
+        owner_name=_text(owner, "name"),
+        phase=_text(status, "phase"),
+        pod_ip=_text(status, "podIP"),
+        created=_time(meta, "creationTimestamp"),
+        deleting="deletionTimestamp" in meta,
+        spec=parse_pod_spec(spec),
+        conditions=_conditions(status),
+        containers=tuple(_container_status(c) for c in _maps(status, "containerStatuses")),
+    )
+
+
+def parse_workload(item: Json) -> WorkloadView:
+    """Parse a Deployment or StatefulSet; needs `apiVersion` and `kind`, which lists leave out (`workload_parser`)."""
+    meta, template = _map(item, "metadata"), _map(_map(item, "spec"), "template")
+    template_meta = _map(template, "metadata")
+    return WorkloadView(
+        api_version=_text(item, "apiVersion"),
+        kind=_text(item, "kind"),
+        namespace=_text(meta, "namespace"),
+        name=_text(meta, "name"),
+        uid=_text(meta, "uid"),
+        resource_version=_text(meta, "resourceVersion"),
+        annotations=_texts(meta, "annotations"),
+        template_labels=_texts(template_meta, "labels"),
+        template_annotations=_texts(template_meta, "annotations"),
+        spec=parse_pod_spec(_map(template, "spec")),
+        deleting="deletionTimestamp" in meta,
+    )
+
+
+def workload_parser(api_version: str, kind: str) -> Callable[[Json], WorkloadView]:
+    """Return a parser that adds the type of the list's items."""
+    return lambda item: parse_workload({**item, "apiVersion": api_version, "kind": kind})
+
+
+def parse_nodewarmup(item: Json) -> NodeWarmupView:
+    """Parse a NodeWarmup."""
+    meta, status = _map(item, "metadata"), _map(item, "status")
+    name, generation = _text(meta, "name"), _whole(meta, "generation")
+    assignment, problem = None, ""
+    try:
+        assignment = parse_assignment(item.get("spec") or {}, node=name, generation=generation, uid=_text(meta, "uid"))
+    except Invalid as error:
+        problem = str(error)
+    return NodeWarmupView(
+        name=name,
+        uid=_text(meta, "uid"),
+        resource_version=_text(meta, "resourceVersion"),
+        owner_uid=next((_text(o, "uid") for o in _maps(meta, "ownerReferences") if o.get("kind") == "Node"), ""),
+        assignment=assignment,
+        problem=problem,
+        observed_generation=_whole(status, "observedGeneration"),
+        status=status,
+    )
+
+
+def parse_event(item: Json) -> EventView:
+    """Parse an Event of core/v1."""
+    return EventView(
+        name=_text(_map(item, "metadata"), "name"),
+        reason=_text(item, "reason"),
+        message=_text(item, "message"),
+        count=_whole(item, "count"),
+        last=_time(item, "lastTimestamp"),
+    )
+
+
+def parse_lease(item: Json) -> LeaseView:
+    """Parse a coordination Lease."""
+    meta, spec = _map(item, "metadata"), _map(item, "spec")
+    return LeaseView(
+        name=_text(meta, "name"),
+        resource_version=_text(meta, "resourceVersion"),
+        holder=_text(spec, "holderIdentity"),
+        duration_seconds=_whole(spec, "leaseDurationSeconds"),
+        renewed=_text(spec, "renewTime"),
+        acquired=_text(spec, "acquireTime"),
+        transitions=_whole(spec, "leaseTransitions"),
+    )
+
+
+def parse_pod_spec(spec: Json) -> PodSpecView:
+    """Parse what prewarm reads of a pod spec; `required_terms` without any requirement match no node, as in Kubernetes."""
+    affinity = _map(_map(spec, "affinity"), "nodeAffinity")
+    required = _map(affinity, "requiredDuringSchedulingIgnoredDuringExecution")
+    return PodSpecView(
+        containers=tuple(_container(c) for c in _maps(spec, "containers")),
+        init_containers=tuple(_container(c) for c in _maps(spec, "initContainers")),
+        node_selector=_texts(spec, "nodeSelector"),
+        required_terms=tuple(tuple(_requirements(t)) for t in _maps(required, "nodeSelectorTerms")),
+        tolerations=tuple(
+            Toleration(
+                key=_text(t, "key"),
+                operator=_text(t, "operator") or "Equal",
+                value=_text(t, "value"),
+                effect=_text(t, "effect"),
+            )
+            for t in _maps(spec, "tolerations")
+        ),
+        runtime_class=_text(spec, "runtimeClassName"),
+        service_account=_text(spec, "serviceAccountName") or "default",
+    )
+
+
+def _container(item: Json) -> ContainerView:
+    resources = _map(item, "resources")
+    gpus = _map(resources, "limits").get(GPU_RESOURCE, _map(resources, "requests").get(GPU_RESOURCE, "0"))
+    return ContainerView(
+        name=_text(item, "name"),
+        image=_text(item, "image"),
+        ports=tuple(_whole(p, "containerPort") for p in _maps(item, "ports")),
+        has_readiness_probe=bool(_map(item, "readinessProbe")),
+        gpus=int(gpus) if str(gpus).isascii() and str(gpus).isdigit() else 0,
+    )
+
+
+def _container_status(item: Json) -> ContainerStatusView:
+    return ContainerStatusView(
+        name=_text(item, "name"),
+        ready=item.get("ready") is True,
+        restarts=_whole(item, "restartCount"),
+        started_at=_time(_map(_map(item, "state"), "running"), "startedAt"),
+    )
+
+
+def _requirements(term: Json) -> Iterator[NodeRequirement]:
+    for key, on_field in (("matchExpressions", False), ("matchFields", True)):
+        for item in _maps(term, key):
+            values = item.get("values")
+            yield NodeRequirement(
+                key=_text(item, "key"),
+                operator=_text(item, "operator"),
+                values=tuple(str(v) for v in values) if isinstance(values, list) else (),
+                on_field=on_field,
+            )
+
+
+def _conditions(status: Json) -> tuple[Condition, ...]:
+    return tuple(
+        Condition(
+            type=_text(c, "type"),
+            status=_text(c, "status"),
+            reason=_text(c, "reason"),
+            message=_text(c, "message"),
+            since=_time(c, "lastTransitionTime"),
+        )
+        for c in _maps(status, "conditions")
+    )
+
+
+def _map(item: Json, key: str) -> Json:
+    value = item.get(key)
+    return value if isinstance(value, dict) else {}
+
+
+def _maps(item: Json, key: str) -> list[Json]:
+    value = item.get(key)
+    return [v for v in value if isinstance(v, dict)] if isinstance(value, list) else []
+
+
+def _text(item: Json, key: str) -> str:
+    value = item.get(key)
+    return value if isinstance(value, str) else ""
+
+
+def _texts(item: Json, key: str) -> Mapping[str, str]:
+    return {str(k): str(v) for k, v in _map(item, key).items()}
+
+
+def _whole(item: Json, key: str) -> int:
+    value = item.get(key)
+    return value if isinstance(value, int) and not isinstance(value, bool) else 0
+
+
+def _time(item: Json, key: str) -> datetime | None:
+    try:
+        found = datetime.fromisoformat(_text(item, key))
+    except ValueError:
+        return None
+    return found.astimezone(UTC) if found.tzinfo else found.replace(tzinfo=UTC)

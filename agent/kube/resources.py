@@ -1,0 +1,29 @@
+"""The kinds prewarm reads and writes, and where the API server serves them."""
+
+from __future__ import annotations
+
+from agent.core.names import GROUP, VERSION
+from agent.kube.api import Resource
+from agent.kube.objects import EventView, LeaseView, NodeView, NodeWarmupView, PodView, WorkloadView
+from agent.kube.parse import (
+    parse_event,
+    parse_lease,
+    parse_node,
+    parse_nodewarmup,
+    parse_pod,
+    workload_parser,
+)
+
+NODES: Resource[NodeView] = Resource(group="api/v1", plural="nodes", parse=parse_node, namespaced=False)
+PODS: Resource[PodView] = Resource(group="api/v1", plural="pods", parse=parse_pod)
+EVENTS: Resource[EventView] = Resource(group="api/v1", plural="events", parse=parse_event)
+LEASES: Resource[LeaseView] = Resource(group="apis/coordination.k8s.io/v1", plural="leases", parse=parse_lease)
+DEPLOYMENTS: Resource[WorkloadView] = Resource(
+    group="apis/apps/v1", plural="deployments", parse=workload_parser("apps/v1", "Deployment")
+)
+STATEFULSETS: Resource[WorkloadView] = Resource(
+    group="apis/apps/v1", plural="statefulsets", parse=workload_parser("apps/v1", "StatefulSet")
+)
+NODEWARMUPS: Resource[NodeWarmupView] = Resource(
+    group=f"apis/{GROUP}/{VERSION}", plural="nodewarmups", parse=parse_nodewarmup, namespaced=False
+)
