@@ -158,7 +158,7 @@ def wait_until_ready(work: Path, opens: datetime) -> datetime:
         now = datetime.now(UTC)
         status = read_status(work)
         for endpoint in status.get("endpoints", []):
-            model = next((i for i in status["items"] if i["ref"].startswith("s3://")), {})
+            model: dict[str, Any] = next((i for i in status["items"] if i["ref"].startswith("s3://")), {})
             done, total = model.get("bytes", 0), model.get("total", 0)
             share = f"{100 * done / total:3.0f} % of {format_size(total)}" if total else "resolving"
             line = f"{endpoint['stage']:10} {share:20} window in {format_duration(max(0, round((opens - now).total_seconds())))}"

@@ -10,6 +10,7 @@ import pytest
 
 from tests.bed import Bed, needs
 from tests.bed.bed import PROJECT
+from tests.cluster.product import Product
 
 
 @pytest.fixture(scope="session")
@@ -32,3 +33,11 @@ def namespace(bed: Bed) -> Iterator[str]:
     )
     yield name
     bed.api.delete(f"/api/v1/namespaces/{name}")
+
+
+@pytest.fixture(scope="session")
+def product(bed: Bed) -> Product:
+    """Prewarm installed on the bed from deploy/, its nodes having two GPUs each by the NVML stub."""
+    installed = Product(bed)
+    installed.install()
+    return installed
