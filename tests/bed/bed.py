@@ -73,7 +73,7 @@ class Bed:
     def up(self, *, keep: bool = False) -> None:
         """Start everything; returns when every node is Ready and a pod can be created.
 
-        A bed of the same name whose owner or API server is gone is ended first.
+        A leftover in the same directory is ended first.
 
         Args:
             keep: outlive the process that asks. Else the bed counts as a leftover once that process is gone.
@@ -84,7 +84,7 @@ class Bed:
         if reason := needs.why_not("lazy" if self._wanted.lazy else "cluster"):
             raise BedError(reason)
         self._make_room()
-        owner = "" if keep else _text(Process.of(os.getpid()))
+        owner = _text(Process.of(os.getpid()))
         slot = network.claim_slot(self.name)
         self.settings = replace(self._wanted, owner=owner, slot=slot)
         self.__dict__.pop("api", None)
@@ -93,8 +93,12 @@ class Bed:
         try:
             self._start_all()
         except BaseException:
-            self._end_all()  # the logs stay, for whoever wants to know why
+            self._end_all()
+            (self.work / "bed.json").unlink()  # there is no bed; the logs stay, for whoever wants to know why
             raise
+        if keep:
+            self.settings = replace(self.settings, owner="")
+            self.settings.save(self.work)
 
     def _make_room(self) -> None:
         found = Settings.load(self.work)
@@ -157,7 +161,7 @@ class Bed:
         cgroup.remove(self.name)
 
     def is_leftover(self) -> bool:
-        """Whether whoever wanted this bed is gone, or its API server or etcd is."""
+        """Whether whoever wanted this bed is gone; or, where it was to stay, its etcd or controller manager is."""
         owner = self.settings.owner.split()
         if owner:
             return not Process(pid=int(owner[0]), started=int(owner[1])).alive
@@ -290,6 +294,8 @@ class Bed:
         os.kill(self._first_process(node), signal.SIGKILL)
         end([unshare])
         self._pid_file(node).unlink()
+        # A machine that was switched off has no cgroups left; kubelet would ask for each dead container for 3 s.
+        cgroup.remove(f"{self.name}/{node}")
 
     def renew_node(self, node: str) -> None:
         """A node of the same name with an empty disk and a new Node object, Ready."""

@@ -23,10 +23,10 @@ def _pass_down(group: Path) -> None:
             (group / "cgroup.subtree_control").write_text(f"+{controller}")
 
 
-def remove(bed: str) -> None:
-    """All cgroups of a bed whose processes are gone."""
+def remove(group: str) -> None:
+    """This cgroup and those below it (`<bed>` or `<bed>/<node>`), whose processes are gone."""
     for hierarchy in _hierarchies():
-        for directory, _, _ in os.walk(hierarchy / bed, topdown=False):
+        for directory, _, _ in os.walk(hierarchy / group, topdown=False):
             _remove(Path(directory))
 
 

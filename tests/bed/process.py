@@ -61,9 +61,9 @@ class Process:
 
     @property
     def alive(self) -> bool:
-        """Whether it still runs; a zombie does not."""
+        """Whether it still runs; a zombie does not, unless threads of it still hold its files and sockets."""
         fields = _stat(self.pid)
-        return fields is not None and fields[0] != "Z" and int(fields[19]) == self.started
+        return fields is not None and int(fields[19]) == self.started and (fields[0] != "Z" or int(fields[17]) > 1)
 
     def send(self, what: signal.Signals) -> None:
         """Signal it, unless it is gone."""

@@ -53,7 +53,8 @@ def make_directories(directory: Path) -> None:
 class Access:
     """A line of the access log: who asked what of which object, and what was answered.
 
-    `operation` is `s3_GetObject` and so on, `remote` the asking IP address, `key` "-" where the request has none.
+    `operation` is `s3_GetObject` and so on, `remote` the asking IP address, `key` "-" where the request has none,
+    `status` 200 also for a part of an object. What was sent is not told.
     """
 
     remote: str
@@ -61,13 +62,12 @@ class Access:
     bucket: str
     key: str
     status: int
-    sent_bytes: int
     line: str
 
 
 _ACCESS = re.compile(  # as AWS's server access log, but nothing is quoted: keys may contain spaces
-    r"^\S+ (?P<bucket>\S+) \[[^]]*\] (?P<remote>\S+) \S+ \S+ (?P<operation>\S+) (?P<key>.+) /\S* "
-    r"(?P<status>\d{3}) \S+ (?P<sent_bytes>\d+) \d+ "
+    r"^\S+ (?P<bucket>\S+) \[[^]]*\] (?P<remote>\S+) \S+ \S+ (?P<operation>\S+) (?P<key>.+?) /\S* "
+    r"(?P<status>\d{3}) "
 )
 
 
@@ -113,7 +113,6 @@ class S3Client:
                 bucket=found["bucket"],
                 key=found["key"],
                 status=int(found["status"]),
-                sent_bytes=int(found["sent_bytes"]),
                 line=line,
             )
             for line in lines
@@ -200,6 +199,10 @@ class S3Server(S3Client):
         if self._process is not None:
             end([self._process], at_once=True)
             self._process = None
+
+    def data(self, bucket: str, key: str) -> Path:
+        """The file in which the server keeps an object, to be damaged behind its back."""
+        return self._directory / "data" / bucket / key
 
     def __enter__(self) -> Self:
         return self.start()
