@@ -1,0 +1,60 @@
+"""What NVML's events mean. Pure tables.
+
+Xid classes: NVIDIA's Xid catalogue. An event carries no sub-code, so NVLink Xids, whose class depends on it, count as
+fatal. Whatever the class, the recovery action (field 230) is read again at once, and a non-zero answer wins.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from agent.gpu.observation import Event
+
+XID, DRAM_RETIREMENT_FAILURE, FATAL_POISON, UNAVAILABLE = 0x8, 0x800, 0x2000, 0x4000
+_FATAL_EVENTS = {
+    DRAM_RETIREMENT_FAILURE: "a memory row could not be retired",
+    FATAL_POISON: "fatal memory poison",
+    UNAVAILABLE: "the GPU became unavailable",
+}
+
+
+class XidClass(StrEnum):
+    """What an Xid asks for."""
+
+    FATAL = "fatal"  # a reset, a reboot or a repair
+    APPLICATION = "application"  # restart the application: says nothing about the GPU
+    IGNORED = "ignored"
+    UNLISTED = "unlisted"  # in no table: only the recovery action decides
+
+
+_RESET = {46, 48, 62, 64, 95, 109, 110, 119, 120, 136, 140, 143, 155, 156, 158}
+_RESTART_OR_REPAIR = {54, 79, 142, 151}
+_NVLINK = {74, *range(144, 151)}
+_OTHER_FATAL = {78, 159, 167, 168, 169}  # vGPU; reset where UVM is used, as CUDA does; three with an empty bucket
+_FATAL = _RESET | _RESTART_OR_REPAIR | _NVLINK | _OTHER_FATAL
+_APPLICATION = (
+    {8, 11, 13, 25, 31, 32, 39, 40, 41, 60, 80, 88, 89, 94, 139}
+    | set(range(68, 73))
+    | {75, 76, 77}
+    | set(range(82, 87))
+    | set(range(96, 106))
+    | set(range(126, 136))
+)
+_IGNORED = {14, 37, 38, 43, 44, 45, 63, 66, 67, 92, 93, 106, 107, 108, 121, 137, 141, 152, 153, 154, 157, 160, 161}
+
+
+def xid_class(code: int) -> XidClass:
+    """Return the class of an Xid."""
+    if code in _FATAL:
+        return XidClass.FATAL
+    if code in _APPLICATION:
+        return XidClass.APPLICATION
+    return XidClass.IGNORED if code in _IGNORED else XidClass.UNLISTED
+
+
+def fatal(event: Event) -> str:
+    """Return why the event alone makes its GPU unhealthy, "" if it does not."""
+    where = f" on {event.uuid}" if event.uuid else ""
+    if event.type == XID:
+        return f"Xid {event.data}{where}" if xid_class(event.data) is XidClass.FATAL else ""
+    return f"{_FATAL_EVENTS[event.type]}{where}" if event.type in _FATAL_EVENTS else ""

@@ -1,0 +1,404 @@
+"""The GPU service with its real child process: unmodified pynvml on a C stub of the library."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from agent.config import Settings
+from agent.core.clock import SystemClock
+from agent.core.heartbeat import Heartbeat
+from agent.core.inventory import GpuReport, GpuVerdict
+from agent.core.latest import Latest
+from agent.gpu.events import XidClass
+from agent.gpu.process import Child, OnEvent, start_prober
+from agent.gpu.service import GpuService
+from tests.bed import nvml
+
+PATIENCE_SECONDS = 30.0  # a busy machine; every test ends as soon as it sees what it waits for
+HEALTHY, DEGRADED, UNHEALTHY, UNKNOWN, NONE = (
+    GpuVerdict.HEALTHY,
+    GpuVerdict.DEGRADED,
+    GpuVerdict.UNHEALTHY,
+    GpuVerdict.UNKNOWN,
+    GpuVerdict.NONE,
+)
+
+
+@pytest.fixture(scope="session")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return nvml.build(tmp_path_factory.mktemp("nvml"))
+
+
+class Node:
+    """A node with stub GPUs, on its bus too, and the service on it."""
+
+    def __init__(self, directory: Path, library: Path, gpus: int = 2) -> None:
+        self.control = nvml.Control(directory / "control", gpus=gpus)
+        self.directory = directory
+        self.pci = nvml.fake_pci(directory, gpus)
+        self.environment = self.control.environment(library)
+        self.cell = Latest(GpuReport())
+        self.heartbeat = Heartbeat()
+        self.xids: list[XidClass] = []
+        self.children: list[Child] = []
+        self.wrap: Callable[[Child], Child] = lambda child: child
+        self._task: asyncio.Task[None] | None = None
+
+    def xid(self, kind: XidClass) -> None:
+        self.xids.append(kind)
+
+    async def start_child(self, on_event: OnEvent) -> Child:
+        child = self.wrap(await start_prober(on_event, environment=self.environment))
+        self.children.append(child)
+        return child
+
+    def start(self, *, gpus: str = "auto", timeout_seconds: float = 20.0) -> None:
+        settings = Settings(pci_devices=self.pci, gpus=gpus, gpu_poll_seconds=0.1, gpu_timeout_seconds=timeout_seconds)
+        service = GpuService(
+            gpu=self.cell,
+            settings=settings,
+            clock=SystemClock(),
+            heartbeat=self.heartbeat,
+            observer=self,
+            start=self.start_child,
+            rng=random.Random(1),
+        )
+        self._task = asyncio.create_task(service.run(), name="gpu")
+
+    async def until(self, verdict: GpuVerdict, words: str = "", *, seconds: float = PATIENCE_SECONDS) -> GpuReport:
+        try:
+            async with asyncio.timeout(seconds):
+                async for report in self.cell.follow():
+                    if report.verdict is verdict and words in report.reason:
+                        return report
+        except TimeoutError:
+            pytest.fail(f"no {verdict.value} {words!r} within {seconds:g} s: {self.cell.get()}")
+        raise AssertionError
+
+    async def beats(self, count: int) -> None:
+        """Return after that many completed cycles."""
+        last = self.heartbeat.ages_seconds(0)["gpu"]
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            while count:
+                await asyncio.sleep(0.01)
+                now = self.heartbeat.ages_seconds(0)["gpu"]
+                count, last = count - (now != last), now
+
+    async def stop(self) -> None:
+        if self._task:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+
+@pytest_asyncio.fixture
+async def node(tmp_path: Path, library: Path) -> AsyncIterator[Node]:
+    made = Node(tmp_path, library)
+    yield made
+    await made.stop()
+    assert all(child.exited for child in made.children if not isinstance(child, Unreapable))
+
+
+async def eventually(true: Callable[[], bool]) -> None:
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        while not true():
+            await asyncio.sleep(0.01)  # noqa: ASYNC110 (what is watched is outside this loop)
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+async def test_a_node_whose_gpus_all_answer_is_healthy(node: Node) -> None:
+    node.start()
+    report = await node.until(HEALTHY)
+    assert report.count == 2
+    await node.beats(3)
+    assert len(node.children) == 1  # one standing child serves every poll
+
+
+async def test_nothing_is_claimed_before_the_first_answer(node: Node) -> None:
+    node.control.hang("nvmlInitWithFlags")
+    node.start()
+    assert node.cell.get().verdict is UNKNOWN
+    assert node.heartbeat.ages_seconds(0)["gpu"] == float("inf")
+
+
+@pytest.mark.parametrize(
+    ("action", "verdict"),
+    [(1, UNHEALTHY), (2, UNHEALTHY), (3, DEGRADED), (4, UNHEALTHY), (5, DEGRADED), (6, UNHEALTHY), (7, UNHEALTHY),
+     (99, UNHEALTHY)],
+)  # fmt: skip
+async def test_the_recovery_action_is_published_and_clears(node: Node, action: int, verdict: GpuVerdict) -> None:
+    node.start()
+    await node.until(HEALTHY)
+    node.control.recovery(1, action)
+    await node.until(verdict, "GPU 1")
+    node.control.recovery(1, 0)
+    await node.until(HEALTHY)
+
+
+async def test_a_field_that_is_not_supported_is_not_read_as_no_action(node: Node) -> None:
+    node.control.field(0, nvml.RECOVERY_ACTION, 0, ret=3)
+    node.control.field(1, nvml.RECOVERY_ACTION, 2, ret=3)
+    node.start()
+    await node.until(HEALTHY, "2 without a recovery action")
+
+
+async def test_a_field_that_fails_is_not_healthy(node: Node) -> None:
+    node.control.field(0, nvml.RECOVERY_ACTION, 0, ret=999)
+    node.start()
+    await node.until(UNHEALTHY, "the recovery action cannot be read")
+
+
+async def test_a_lost_gpu_is_named(node: Node) -> None:
+    node.start()
+    await node.until(HEALTHY)
+    node.control.lost(1)
+    await node.until(UNHEALTHY, "GPU 1: nvmlDeviceGetHandleByIndex: the GPU is lost (code 15)")
+
+
+@pytest.mark.parametrize("code", [15, 16, 999])
+@pytest.mark.parametrize(
+    "function", ["nvmlDeviceGetUUID", "nvmlDeviceGetPciInfo_v3", "nvmlDeviceGetFieldValues", "nvmlDeviceGetCount_v2"]
+)
+async def test_a_sick_code_from_any_call_is_unhealthy(node: Node, function: str, code: int) -> None:
+    node.start()
+    await node.until(HEALTHY)
+    node.control.set(function, err=code)
+    await node.until(UNHEALTHY, f"code {code}")
+
+
+@pytest.mark.parametrize("code", [9, 18, 999])
+async def test_a_driver_that_refuses_to_start_is_unhealthy_and_a_fresh_child_sees_it_repaired(
+    node: Node, code: int
+) -> None:
+    node.control.set("nvmlInitWithFlags", err=code)
+    node.start()
+    await node.until(UNHEALTHY, "NVML refused to start")
+    node.control.set("nvmlInitWithFlags", err=0)
+    await node.until(HEALTHY)
+    assert len({child.pid for child in node.children}) > 1
+
+
+async def test_a_missing_library_where_the_bus_shows_gpus_is_unhealthy(node: Node, tmp_path: Path) -> None:
+    node.environment["LD_LIBRARY_PATH"] = str(tmp_path)
+    node.start()
+    await node.until(UNHEALTHY, "libnvidia-ml.so.1 was not found")
+
+
+async def test_a_missing_library_and_an_empty_bus_is_no_gpu_and_keeps_no_child(node: Node, tmp_path: Path) -> None:
+    node.environment["LD_LIBRARY_PATH"] = str(tmp_path)
+    nvml.fake_pci(node.directory, 0)
+    node.start()
+    await node.until(NONE)
+    assert [child.exited for child in node.children] == [True]
+
+
+async def test_a_missing_library_where_the_setting_names_gpus_is_unhealthy(node: Node, tmp_path: Path) -> None:
+    node.environment["LD_LIBRARY_PATH"] = str(tmp_path)
+    nvml.fake_pci(node.directory, 0)
+    node.start(gpus="2")
+    await node.until(UNHEALTHY, "libnvidia-ml.so.1 was not found")
+
+
+async def test_gpus_that_only_nvml_shows_are_judged_by_nvml(node: Node) -> None:
+    nvml.fake_pci(node.directory, 0)
+    node.start()
+    await node.until(HEALTHY)
+
+
+async def test_a_gpu_that_leaves_nvml_but_not_the_bus_is_missed(node: Node) -> None:
+    node.start()
+    await node.until(HEALTHY)
+    node.control.gpus(1)
+    await node.until(UNHEALTHY, "NVML shows 1 of the 2 GPUs")
+
+
+async def test_fewer_gpus_than_the_setting_names_is_unhealthy(node: Node) -> None:
+    node.start(gpus="3")
+    await node.until(UNHEALTHY, "the setting gpus wants 3")
+
+
+async def test_a_fatal_xid_is_published_within_a_second_and_clears_with_a_fresh_child(node: Node) -> None:
+    node.start()
+    await node.until(HEALTHY)
+    first = node.children[0].pid
+    began = time.monotonic()
+    node.control.xid(1, 79)
+    report = await node.until(UNHEALTHY, "Xid 79")
+    assert time.monotonic() - began < 1.0
+    assert (report.reason, report.count) == ("Xid 79 on GPU-00000000-0000-4000-8000-000000000001", 2)
+    await node.until(HEALTHY)
+    assert node.children[-1].pid != first
+    assert node.xids == [XidClass.FATAL]
+
+
+async def test_a_fatal_xid_does_not_clear_while_the_driver_asks_for_a_reset(node: Node) -> None:
+    node.start()
+    await node.until(HEALTHY)
+    node.control.recovery(0, 1)
+    node.control.xid(0, 119)
+    await node.until(UNHEALTHY, "reset the GPU")
+    await node.beats(5)
+    assert node.cell.get().verdict is UNHEALTHY
+
+
+async def test_an_application_xid_is_counted_and_changes_nothing(node: Node) -> None:
+    node.start()
+    await node.until(HEALTHY)
+    node.control.xid(0, 31)
+    await eventually(lambda: bool(node.xids))
+    await node.beats(2)
+    assert (node.xids, node.cell.get().verdict, len(node.children)) == ([XidClass.APPLICATION], HEALTHY, 1)
+
+
+async def test_gpus_without_events_are_still_polled(node: Node) -> None:
+    node.control.event_types(0, 0)
+    node.control.event_types(1, 0)
+    node.start()
+    await node.until(HEALTHY)
+    node.control.recovery(0, 2)
+    await node.until(UNHEALTHY, "reboot the node")
+
+
+@pytest.mark.parametrize("function", ["nvmlInitWithFlags", "nvmlDeviceGetCount_v2", "nvmlDeviceGetFieldValues"])
+async def test_a_hanging_call_is_told_and_its_process_killed_and_the_loop_goes_on(node: Node, function: str) -> None:
+    node.control.hang(function)
+    node.start(timeout_seconds=1.0)
+    await node.until(UNHEALTHY, "hung")
+    assert not alive(node.children[0].pid)
+    await node.beats(1)
+    node.control.clear(gpus=2)
+    await node.until(HEALTHY)
+
+
+async def test_a_healthy_node_that_hangs_is_unhealthy_at_the_deadline(node: Node) -> None:
+    node.start(timeout_seconds=1.5)
+    await node.until(HEALTHY)
+    began = time.monotonic()
+    node.control.hang("nvmlDeviceGetUUID", gpu=1)
+    await node.until(UNHEALTHY, "hung")
+    assert time.monotonic() - began < 1.5 + 0.1 + 1.0
+
+
+class Unreapable:
+    """A prober that SIGKILL does not end, as one in uninterruptible sleep: `release` lets the kernel reap it."""
+
+    def __init__(self, child: Child) -> None:
+        self._child = child
+        self.exited = False
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._child, name)
+
+    async def close(self) -> bool:
+        await self._child.close()
+        return self.exited
+
+    def release(self) -> None:
+        self.exited = True
+
+
+async def test_a_child_that_cannot_be_killed_is_told_and_not_replaced_until_it_ends(node: Node) -> None:
+    node.wrap = Unreapable  # type: ignore[assignment]
+    node.control.hang("nvmlDeviceGetUUID")
+    node.start(timeout_seconds=1.0)
+    await node.until(UNHEALTHY, "cannot be killed")
+    node.control.clear(gpus=2)
+    await node.beats(5)
+    assert len(node.children) == 1
+    stuck = node.children[0]
+    assert isinstance(stuck, Unreapable)
+    node.wrap = lambda child: child
+    stuck.release()
+    await node.until(HEALTHY)
+    assert len(node.children) == 2
+
+
+@pytest.mark.parametrize("function", ["nvmlInitWithFlags", "nvmlDeviceGetUUID"])
+async def test_a_crashing_driver_is_unknown_then_unhealthy_and_restarts_are_few(node: Node, function: str) -> None:
+    node.control.crash(function)
+    node.start()
+    await node.until(UNKNOWN, "signal 6")
+    await node.until(UNHEALTHY, "signal 6")
+    assert len(node.children) == 2
+    node.control.clear(gpus=2)
+    await node.until(HEALTHY)
+
+
+async def test_a_child_killed_by_somebody_is_replaced(node: Node) -> None:
+    node.start()
+    await node.until(HEALTHY)
+    os.kill(node.children[0].pid, signal.SIGKILL)
+    await node.until(UNKNOWN, "signal 9")
+    await node.until(HEALTHY)
+    assert len(node.children) == 2
+
+
+async def test_a_new_driver_version_gets_a_fresh_child(node: Node) -> None:
+    node.start()
+    await node.until(HEALTHY)
+    node.control.driver("999.1")
+    await eventually(lambda: len(node.children) == 2)
+    await node.beats(2)
+    assert (node.children[0].exited, node.cell.get().verdict) == (True, HEALTHY)
+
+
+async def test_a_new_gpu_gets_a_fresh_child_that_hears_its_events(node: Node) -> None:
+    node.start()
+    await node.until(HEALTHY)
+    node.control.gpus(3)
+    nvml.fake_pci(node.directory, 3)
+    await eventually(lambda: len(node.children) == 2 and node.cell.get().count == 3)
+    await node.beats(2)
+    node.control.xid(2, 48)
+    await node.until(UNHEALTHY, "Xid 48")
+
+
+async def test_cancellation_kills_the_child_even_when_it_hangs(node: Node) -> None:
+    node.control.hang("nvmlDeviceGetCount_v2")
+    node.start()
+    await eventually(lambda: bool(node.children))
+    pid = node.children[0].pid
+    await node.stop()
+    assert not alive(pid)
+
+
+@pytest.mark.parametrize("hanging", [False, True])
+async def test_the_child_dies_with_its_parent(tmp_path: Path, library: Path, hanging: bool) -> None:
+    control = nvml.Control(tmp_path / "control")
+    if hanging:
+        control.hang("nvmlInitWithFlags")
+    code = (
+        "import asyncio, agent.gpu.process as p\n"
+        "async def main():\n"
+        "    child = await p.start_prober(print)\n"
+        f"    {'' if hanging else 'await child.started(20)'}\n"
+        "    print(child.pid, flush=True)\n"
+        "    await asyncio.sleep(60)\n"
+        "asyncio.run(main())\n"
+    )
+    parent = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", code),
+        env={**os.environ, **control.environment(library)},
+        stdout=asyncio.subprocess.PIPE,
+    )
+    assert parent.stdout
+    pid = int(await parent.stdout.readline())
+    assert alive(pid)
+    parent.kill()
+    await parent.wait()
+    await eventually(lambda: not alive(pid))
