@@ -1,0 +1,274 @@
+"""The agent's gRPC sockets: `agent.sock` for pods (anyone may connect, nothing may be changed), `admin.sock` for root.
+
+Requests from pods are untrusted: sizes and numbers are bounded, values checked, and who asks must be a pod whose sandbox the
+container runtime knows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import grpc
+import grpc.aio
+import structlog
+
+from agent.core.assignment import Assignment
+from agent.core.clock import Clock
+from agent.core.errors import Invalid, Transient, cut
+from agent.core.inventory import Inventory
+from agent.core.latest import Latest, Signal
+from agent.core.refs import Digest, EndpointKey
+from agent.core.sandbox import Sandbox
+from agent.node.local_messages import progress_message, status_message
+from agent.node.readiness import Readiness
+from agent.node.waiting import Full, Outlook, WaitingLine, WaitOrder, outlook, parse_order
+from agent.pb.prewarm.v1 import local_pb2
+from agent.plan.decision import NodePlan
+
+SERVICE = "prewarm.v1.Local"
+_REQUEST_BYTES = 256 * 1024  # 50 models with URIs of 2 KiB, and room
+_MAX_STREAMS = 1024
+_PATIENCE_SECONDS = 3.0  # a pod may come a moment before the assignment that names its new version
+_PROGRESS_SECONDS = 1.0
+_VIEW_SECONDS = 0.25  # a view follows its commit within moments; the disk tells no one
+_ASK_SECONDS = 10.0
+
+Send = Callable[[local_pb2.WaitProgress], Awaitable[None]]
+
+log = structlog.get_logger()
+
+
+class Sandboxes(Protocol):
+    """Who runs on this node, by the container runtime."""
+
+    async def sandboxes(self) -> Sequence[Sandbox]:
+        """Return all pod sandboxes.
+
+        Raises:
+            Transient: the runtime does not answer.
+        """
+        ...
+
+
+class RefKeeper(Protocol):
+    """The record of which pod uses which version."""
+
+    async def add(self, pod_uid: str, digests: Sequence[Digest]) -> None:
+        """Record durably that a pod uses these versions.
+
+        Raises:
+            Transient: it could not be recorded, or a version has just gone.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LocalCells:
+    """What the sockets tell of. `inventory` is the one the plan was made from."""
+
+    assignment: Latest[Assignment | None]
+    inventory: Latest[Inventory]
+    plan: Latest[NodePlan]
+    readiness: Latest[Readiness | None]
+
+
+class Refused(Exception):
+    """Ends a call with a gRPC status."""
+
+    def __init__(self, code: grpc.StatusCode, reason: str) -> None:
+        super().__init__(reason)
+        self.code = code
+        self.reason = cut(reason)
+
+
+class LocalApi:
+    """Serves both sockets until cancelled."""
+
+    name = "local-api"
+
+    def __init__(  # noqa: PLR0913 (a composition: each is used by one call)
+        self,
+        *,
+        node: str,
+        run_dir: Path,
+        cells: LocalCells,
+        line: WaitingLine,
+        refs: RefKeeper,
+        sandboxes: Sandboxes | None,
+        view_path: Callable[[EndpointKey, Digest], Path],
+        clock: Clock,
+        patience_seconds: float = _PATIENCE_SECONDS,
+    ) -> None:
+        self._node = node
+        self._run_dir = run_dir
+        self._cells = cells
+        self._line = line
+        self._refs = refs
+        self._sandboxes = sandboxes
+        self._view_path = view_path
+        self._clock = clock
+        self._patience_seconds = patience_seconds
+
+    async def run(self) -> None:
+        """Serve; on cancellation open calls end at once, and `prewarm wait` reconnects to the next agent."""
+        self._run_dir.mkdir(parents=True, exist_ok=True)
+        servers = [self._server("agent.sock", admin=False), self._server("admin.sock", admin=True)]
+        try:
+            for server, name, mode in zip(servers, ("agent.sock", "admin.sock"), (0o666, 0o600), strict=True):
+                await server.start()
+                (self._run_dir / name).chmod(mode)
+            await asyncio.Event().wait()
+        finally:
+            for server in servers:
+                await server.stop(grace=None)
+
+    def _server(self, name: str, *, admin: bool) -> Any:
+        path = self._run_dir / name
+        path.unlink(missing_ok=True)  # left by an agent that was killed
+        server = grpc.aio.server(
+            options=(
+                ("grpc.max_receive_message_length", _REQUEST_BYTES),
+                ("grpc.max_concurrent_streams", _MAX_STREAMS),
+                ("grpc.so_reuseport", 0),
+            ),
+            maximum_concurrent_rpcs=_MAX_STREAMS,
+        )
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, self._handlers(admin=admin)),))
+        server.add_insecure_port(f"unix:{path}")
+        return server
+
+    def _handlers(self, *, admin: bool) -> dict[str, Any]:
+        async def status(_request: local_pb2.StatusRequest, _context: Any) -> local_pb2.StatusResponse:
+            return self._status(admin=admin)
+
+        return {
+            "Status": grpc.unary_unary_rpc_method_handler(
+                status,
+                request_deserializer=local_pb2.StatusRequest.FromString,
+                response_serializer=local_pb2.StatusResponse.SerializeToString,
+            ),
+            "Wait": grpc.unary_stream_rpc_method_handler(
+                self._wait,
+                request_deserializer=local_pb2.WaitRequest.FromString,
+                response_serializer=local_pb2.WaitProgress.SerializeToString,
+            ),
+        }
+
+    def _status(self, *, admin: bool) -> local_pb2.StatusResponse:
+        cells = self._cells
+        return status_message(
+            self._node,
+            cells.assignment.get(),
+            cells.inventory.get(),
+            cells.plan.get(),
+            cells.readiness.get() or Readiness(),
+            self._clock.now(),
+            whole=admin,
+        )
+
+    async def _wait(self, request: local_pb2.WaitRequest, context: Any) -> None:
+        try:
+            order = _order(request)
+            await self._check_pod(order)
+            with self._line.standing(order.endpoint):
+                async with asyncio.timeout(order.timeout_seconds or None):
+                    await self._follow(order, context.write)
+        except Refused as refused:
+            await context.abort(refused.code, refused.reason)
+        except Invalid as error:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, cut(error))
+        except Full as error:
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, cut(error))
+        except Transient as error:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, cut(error))
+        except TimeoutError:
+            await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "the models are not here within the pod's timeout")
+
+    async def _check_pod(self, order: WaitOrder) -> None:
+        if self._sandboxes is None:
+            return
+        try:
+            async with asyncio.timeout(_ASK_SECONDS):
+                known = await self._sandboxes.sandboxes()
+        except TimeoutError as error:
+            raise Transient("the container runtime does not answer") from error
+        if not any(
+            s.ready and (s.uid, s.namespace, s.name) == (order.pod_uid, order.endpoint.namespace, order.pod_name)
+            for s in known
+        ):
+            raise Refused(
+                grpc.StatusCode.PERMISSION_DENIED,
+                f"no pod {order.endpoint.namespace}/{order.pod_name} with uid {order.pod_uid} runs on this node",
+            )
+
+    async def _follow(self, order: WaitOrder, send: Send) -> None:
+        """Send progress, at most once a second, until every version is committed, seen in its view and referred to."""
+        signal = Signal()
+        cells = (self._cells.assignment, self._cells.inventory)
+        for cell in cells:
+            cell.attach(signal)
+        try:
+            await self._until_known(order, signal)
+            sent: local_pb2.WaitProgress | None = None
+            next_at = self._clock.monotonic()
+            while True:
+                now = self._outlook(order)
+                if now.refusal:
+                    raise Refused(grpc.StatusCode.NOT_FOUND, now.refusal)
+                if await self._granted(order, now):
+                    return await send(progress_message(now, self._paths(order, now), ready=True))
+                progress = progress_message(now, self._paths(order, now), ready=False)
+                left = next_at - self._clock.monotonic()
+                if progress != sent and left <= 0:
+                    await send(progress)
+                    sent, next_at = progress, self._clock.monotonic() + _PROGRESS_SECONDS
+                pause = _VIEW_SECONDS if now.committed else max(left, 0.01) if progress != sent else None
+                await signal.wait(pause)
+        finally:
+            for cell in cells:
+                cell.detach(signal)
+
+    async def _until_known(self, order: WaitOrder, signal: Signal) -> None:
+        """Give an assignment that is on its way a moment; the refusal itself is left to the caller."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._patience_seconds):
+                while self._outlook(order).refusal:
+                    await signal.wait()
+
+    def _outlook(self, order: WaitOrder) -> Outlook:
+        return outlook(order, self._cells.assignment.get(), self._cells.inventory.get())
+
+    def _paths(self, order: WaitOrder, now: Outlook) -> dict[str, Path]:
+        return {m.name: self._view_path(order.endpoint, m.digest) for m in now.models if m.digest}
+
+    async def _granted(self, order: WaitOrder, now: Outlook) -> bool:
+        """True once the versions can be handed out: the reference stands before the answer, the views after it still."""
+        paths = list(self._paths(order, now).values())
+        if not now.committed or not await asyncio.to_thread(_all_stand, paths):
+            return False
+        try:
+            await self._refs.add(order.pod_uid, [m.digest for m in now.models if m.digest])
+        except Transient as error:
+            log.warning("a pod's reference is not recorded", pod=order.pod_uid, error=cut(error))
+            return False
+        return self._outlook(order) == now and await asyncio.to_thread(_all_stand, paths)
+
+
+def _all_stand(paths: Sequence[Path]) -> bool:
+    return all(p.is_dir() for p in paths)
+
+
+def _order(request: local_pb2.WaitRequest) -> WaitOrder:
+    return parse_order(
+        namespace=request.namespace,
+        endpoint=request.endpoint,
+        pod_name=request.pod_name,
+        pod_uid=request.pod_uid,
+        models=tuple((m.name, m.uri) for m in request.models),
+        timeout=request.timeout,
+    )
