@@ -1,0 +1,95 @@
+"""Why containerd or a registry did not do what was asked, told apart by what one does next.
+
+containerd hands a registry's refusals on as text, mostly under code UNKNOWN, so the text decides before the code.
+"""
+
+from __future__ import annotations
+
+import re
+from enum import StrEnum
+
+from agent.core.errors import Permanent, Transient, cut
+
+
+class Fault(StrEnum):
+    """Classes of failure; each has its own backoff."""
+
+    AUTH = "auth"
+    NOT_FOUND = "not found"
+    RATE_LIMIT = "rate limit"
+    NO_SPACE = "no space"
+    AWAY = "away"  # containerd itself does not answer
+    REFUSED = "refused"  # a request containerd will never accept: ours is wrong for this version
+    MOVED = "tag moved"  # the tag points elsewhere than when the planner resolved it
+    OTHER = "other"  # registry away, connection reset, time is up
+
+
+class TransientFault(Transient):
+    """A failure that may pass, with its class."""
+
+    def __init__(self, text: str, fault: Fault) -> None:
+        super().__init__(text)
+        self.fault = fault
+
+
+class PermanentFault(Permanent):
+    """A failure that stays until something else changes, with its class."""
+
+    def __init__(self, text: str, fault: Fault) -> None:
+        super().__init__(text)
+        self.fault = fault
+
+
+# In this order: a registry says "denied" and "not found" in one breath when it hides what one may not see.
+_TEXTS = (
+    (Fault.NO_SPACE, re.compile(r"no space left on device|disk quota exceeded", re.IGNORECASE)),
+    (Fault.RATE_LIMIT, re.compile(r"429 too many requests|toomanyrequests|rate limit", re.IGNORECASE)),
+    (
+        Fault.AUTH,
+        re.compile(
+            r"no basic auth credentials|authorization failed|401 unauthorized|403 forbidden|unauthorized|"
+            r"insufficient_scope|access denied|may require authorization|denied:",
+            re.IGNORECASE,
+        ),
+    ),
+    (Fault.NOT_FOUND, re.compile(r"not found|404", re.IGNORECASE)),
+)
+_ADVICE = {
+    Fault.AUTH: "the registry wants credentials for it, and this version pulls without",
+    Fault.NOT_FOUND: "the registry does not have it: check name and tag",
+    Fault.RATE_LIMIT: "the registry limits the rate of requests",
+    Fault.NO_SPACE: "the disk under containerd is full",
+    Fault.AWAY: "containerd does not answer",
+}
+_PERMANENT = frozenset({Fault.AUTH, Fault.NOT_FOUND, Fault.REFUSED})
+_CODES = {
+    "UNAVAILABLE": Fault.AWAY,
+    "NOT_FOUND": Fault.NOT_FOUND,
+    "FAILED_PRECONDITION": Fault.REFUSED,
+    "INVALID_ARGUMENT": Fault.REFUSED,
+    "UNIMPLEMENTED": Fault.REFUSED,
+    "RESOURCE_EXHAUSTED": Fault.OTHER,
+}
+_QUERY = re.compile(r"\?[^\s\"'<>]+")  # signed URLs of blob stores carry credentials there
+
+
+def classify(code: str, details: str) -> Fault:
+    """Return the class of a failure from its gRPC code's name and its text."""
+    if code != "UNAVAILABLE":
+        for fault, pattern in _TEXTS:
+            if pattern.search(details) and not (fault is Fault.NOT_FOUND and code == "UNKNOWN" and _dials(details)):
+                return fault
+    return _CODES.get(code, Fault.OTHER)
+
+
+def failure(what: str, code: str, details: str) -> TransientFault | PermanentFault:
+    """Return the error for a failed call; `what` completes the sentence "cannot …"."""
+    fault = classify(code, details)
+    advice = f"{_ADVICE[fault]}: " if fault in _ADVICE else ""
+    text = f"cannot {what}: {advice}{cut(_QUERY.sub('?…', details)) or code}"
+    return PermanentFault(text, fault) if fault in _PERMANENT else TransientFault(text, fault)
+
+
+def _dials(details: str) -> bool:
+    """A network error that mentions "not found" (a name server's "host not found") is not a missing image."""
+    return "dial tcp" in details or "lookup " in details

@@ -1,0 +1,73 @@
+"""What the images room asks of containerd, and the values that come back. `client` answers it over gRPC."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+
+class Change(StrEnum):
+    """What an event says about an image record."""
+
+    STARTED = "started"  # the stream has just begun: anything may have changed before, so look at everything
+    CHANGED = "changed"
+    DELETED = "deleted"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageEvent:
+    """One event. `name` is the record's name, "" with `Change.STARTED`."""
+
+    change: Change
+    name: str = ""
+
+
+class ImageStore(Protocol):
+    """What a proof reads. Each method raises Transient when containerd is away and Permanent when it refuses."""
+
+    async def records(self, names: Sequence[str]) -> Mapping[str, str]:
+        """Return the digest each recorded name points to; names without a record are left out."""
+        ...
+
+    async def read(self, digest: str, limit_bytes: int) -> bytes | None:
+        """Return a blob of the content store, None if it is not there; Permanent if it is larger than the limit."""
+        ...
+
+    async def committed(self, snapshotter: str) -> frozenset[str]:
+        """Return the names (chain ids) of all committed snapshots of a snapshotter."""
+        ...
+
+
+class Puller(Protocol):
+    """What a pull needs."""
+
+    async def pull(self, name: str, handler: str) -> None:
+        """Pull and unpack `name` for a runtime handler ("" for the default one); cancelling it ends the pull there.
+
+        Raises:
+            TransientFault: it may work later.
+            PermanentFault: it will not, as things are.
+        """
+        ...
+
+    async def ingests(self) -> Mapping[str, int]:
+        """Return the bytes fetched so far of each blob (by digest) that is being fetched now."""
+        ...
+
+    async def has(self, digest: str) -> bool:
+        """Say whether the content store has the whole blob."""
+        ...
+
+
+class ImageEvents(Protocol):
+    """The changes of image records."""
+
+    def events(self) -> AsyncIterator[ImageEvent]:
+        """Follow all changes, beginning with `Change.STARTED`; raises Transient when the stream ends."""
+        ...
+
+
+class Runtime(ImageStore, Puller, ImageEvents, Protocol):
+    """All of it."""

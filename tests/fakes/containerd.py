@@ -1,0 +1,181 @@
+"""An in-memory containerd for the images room, held to the same contract as a real one (tests/contract)."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from agent.core.refs import parse_image_ref
+from agent.images.faults import Fault, PermanentFault, TransientFault
+from agent.images.layout import chain_ids, this_architecture
+from agent.images.prove import record_name
+from agent.images.runtime import Change, ImageEvent
+
+
+def digest_of(content: bytes) -> str:
+    return f"sha256:{hashlib.sha256(content).hexdigest()}"
+
+
+@dataclass
+class FakeImage:
+    """An image as a registry serves it: its blobs, what its tag points to, and its chain."""
+
+    blobs: dict[str, bytes]
+    target: str
+    manifest: str
+    layers: tuple[str, ...]
+    chain: tuple[str, ...]
+
+
+def make_image(seed: str, layers: int = 2, *, index: bool = True, architecture: str = "") -> FakeImage:
+    """Make an image whose layers are a few bytes each; the same arguments give the same digests."""
+    blobs: dict[str, bytes] = {}
+
+    def put(content: bytes) -> dict[str, object]:
+        blobs[digest_of(content)] = content
+        return {"digest": digest_of(content), "size": len(content)}
+
+    def put_json(document: object) -> dict[str, object]:
+        return put(json.dumps(document).encode())
+
+    descriptors = [put(f"{seed} layer {n}".encode()) for n in range(layers)]
+    diff_ids = [digest_of(f"{seed} diff {n}".encode()) for n in range(layers)]
+    config = put_json({"rootfs": {"type": "layers", "diff_ids": diff_ids}})
+    manifest = put_json({"schemaVersion": 2, "config": config, "layers": descriptors})
+    target = manifest
+    if index:
+        on = {"os": "linux", "architecture": architecture or this_architecture()}
+        other = {"digest": digest_of(b"other"), "size": 5, "platform": {"os": "linux", "architecture": "vax"}}
+        target = put_json({"schemaVersion": 2, "manifests": [other, {**manifest, "platform": on}]})
+    return FakeImage(
+        blobs=blobs,
+        target=str(target["digest"]),
+        manifest=str(manifest["digest"]),
+        layers=tuple(str(d["digest"]) for d in descriptors),
+        chain=chain_ids({"rootfs": {"diff_ids": diff_ids}}, "fake"),
+    )
+
+
+@dataclass
+class FakeContainerd:
+    """What a node holds, and what the registry behind it offers by record name."""
+
+    registry: dict[str, FakeImage] = field(default_factory=dict)
+    names: dict[str, str] = field(default_factory=dict)
+    content: dict[str, bytes] = field(default_factory=dict)
+    snapshots: dict[str, set[str]] = field(default_factory=lambda: {"overlayfs": set()})
+    partial: dict[str, int] = field(default_factory=dict)
+    away: bool = False
+    hangs: bool = False
+    registry_away: bool = False
+    unpacks: bool = True
+    pulled: list[tuple[str, str]] = field(default_factory=list)
+    pulling: set[str] = field(default_factory=set)
+    cycles: int = 0
+    gate: asyncio.Event | None = None  # a pull waits for it
+    _streams: list[asyncio.Queue[ImageEvent | None]] = field(default_factory=list)
+
+    async def records(self, names: Sequence[str]) -> Mapping[str, str]:
+        await self._answer()
+        self.cycles += 1
+        return {n: d for n, d in self.names.items() if n in names}
+
+    async def read(self, digest: str, limit_bytes: int) -> bytes | None:
+        await self._answer()
+        content = self.content.get(digest)
+        if content is not None and len(content) > limit_bytes:
+            raise PermanentFault(f"blob {digest} is too large", Fault.REFUSED)
+        return content
+
+    async def committed(self, snapshotter: str) -> frozenset[str]:
+        await self._answer()
+        if snapshotter not in self.snapshots:
+            raise PermanentFault(f"snapshotter {snapshotter} is not loaded", Fault.REFUSED)
+        return frozenset(self.snapshots[snapshotter])
+
+    async def pull(self, name: str, handler: str) -> None:
+        await self._answer()
+        self.pulled.append((name, handler))
+        self.pulling.add(name)
+        try:
+            if self.gate:
+                await self.gate.wait()
+            await self._answer()
+            await self._fetch(name)
+        finally:
+            self.pulling.discard(name)
+
+    async def ingests(self) -> Mapping[str, int]:
+        await self._answer()
+        return dict(self.partial)
+
+    async def has(self, digest: str) -> bool:
+        await self._answer()
+        return digest in self.content
+
+    async def events(self) -> AsyncIterator[ImageEvent]:
+        await self._answer()
+        queue: asyncio.Queue[ImageEvent | None] = asyncio.Queue()
+        self._streams.append(queue)
+        try:
+            yield ImageEvent(change=Change.STARTED)
+            while (event := await queue.get()) is not None:
+                yield event
+        finally:
+            self._streams.remove(queue)
+        raise TransientFault("the stream has ended", Fault.AWAY)
+
+    async def present(self, name: str) -> bool:
+        await self._answer()
+        return record_name(parse_image_ref(name)) in self.names
+
+    async def remove(self, name: str) -> None:
+        """Remove the image by all its names and its snapshots, as the CRI and garbage collection do."""
+        target = self.names.get(record_name(parse_image_ref(name)))
+        for each in [n for n, d in self.names.items() if d == target]:
+            self.forget(each)
+        for image in self.registry.values():
+            if image.target == target:
+                self.snapshots["overlayfs"].difference_update(image.chain)
+
+    def forget(self, name: str) -> None:
+        """Remove one record."""
+        del self.names[name]
+        self._tell(ImageEvent(change=Change.DELETED, name=name))
+
+    def drop_snapshot(self, chain_id: str) -> None:
+        self.snapshots["overlayfs"].discard(chain_id)
+
+    def stop(self) -> None:
+        """Go away: running streams end, calls fail."""
+        self.away = True
+        for queue in self._streams:
+            queue.put_nowait(None)
+
+    async def _answer(self) -> None:
+        await asyncio.sleep(0)
+        if self.hangs:
+            await asyncio.Event().wait()
+        if self.away:
+            raise TransientFault("containerd does not answer", Fault.AWAY)
+
+    async def _fetch(self, name: str) -> None:
+        record = record_name(parse_image_ref(name))
+        if self.registry_away:
+            raise TransientFault(f"cannot pull {name}: connection refused", Fault.OTHER)
+        if record not in self.registry:
+            raise PermanentFault(f"cannot pull {name}: not found", Fault.NOT_FOUND)
+        image = self.registry[record]
+        self.content.update(image.blobs)
+        if self.unpacks:
+            self.snapshots["overlayfs"].update(image.chain)
+        self.names[record] = image.target
+        self.names[f"{record.rpartition(':')[0]}@{image.target}"] = image.target
+        self._tell(ImageEvent(change=Change.CHANGED, name=record))
+
+    def _tell(self, event: ImageEvent) -> None:
+        for queue in self._streams:
+            queue.put_nowait(event)
