@@ -1,6 +1,6 @@
 """Images of the product and of the bed's model server, built without a daemon and cached by content.
 
-    python -m tests.bed.images base|modelserver|product [--push HOST:PORT] [--tag TAG] [--netns PATH]
+    python -m tests.bed.images base|modelserver|product [--push HOST:PORT] [--tag TAG]
     python -m tests.bed.images context DIR
 
 Each image is kept as an OCI layout under `.cache/images/`, named by the hash of all that went into it: a second call
@@ -11,6 +11,7 @@ image stands in for `python:3.11-slim` where no registry can be reached.
 from __future__ import annotations
 
 import argparse
+import fcntl
 import hashlib
 import json
 import os
@@ -19,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -95,26 +96,24 @@ def base_image() -> Image:
     command = ["mmdebstrap", "--quiet", "--variant=essential", f"--include={PACKAGES}"]
     command += [f"--dpkgopt=path-exclude={path}" for path in EXCLUDED]
     command += ["--customize-hook=rm -rf " + " ".join(f'"$1"/{path}' for path in REMOVED), SUITE]
-    image = _image("python-base", [*command, BASE_DOCKERFILE])
-    if not image.layout.exists():
-        with tempfile.TemporaryDirectory(dir=_cache()) as context:
-            _run(*command, f"{context}/base.tar")
-            Path(context, "Dockerfile").write_text(BASE_DOCKERFILE)
-            _build(image, Path(context))
-    return image
+
+    def fill(context: Path) -> None:
+        _run(*command, str(context / "base.tar"))
+        (context / "Dockerfile").write_text(BASE_DOCKERFILE)
+
+    return _cached(_image("python-base", [*command, BASE_DOCKERFILE]), fill)
 
 
 def modelserver_image() -> Image:
     """The bed's model server on the base image."""
     base, source = base_image(), ROOT / "tests" / "bed" / "modelserver"
     files = [source / "Dockerfile", source / "server.py"]
-    image = _image("modelserver", [base.key, *_contents(files)])
-    if not image.layout.exists():
-        with tempfile.TemporaryDirectory(dir=_cache()) as context:
-            for file in files:
-                shutil.copy(file, context)
-            _build(image, Path(context), base=base)
-    return image
+
+    def fill(context: Path) -> None:
+        for file in files:
+            shutil.copy(file, context)
+
+    return _cached(_image("modelserver", [base.key, *_contents(files)]), fill, base=base)
 
 
 def product_image() -> Image:
@@ -123,11 +122,7 @@ def product_image() -> Image:
     own = [ROOT / name for name in ("Dockerfile", "uv.lock", "pyproject.toml", "README.md", "LICENSE")]
     code = [path for path in (ROOT / "agent").rglob("*") if path.is_file() and "__pycache__" not in path.parts]
     image = _image("prewarm", [base.key, *_contents([*own, *code])])
-    if not image.layout.exists():
-        with tempfile.TemporaryDirectory(dir=_cache()) as context:
-            write_context(Path(context))
-            _build(image, Path(context), *_pip(), base=base)
-    return image
+    return _cached(image, write_context, *_pip(), base=base)
 
 
 def run(image: Image, *command: str) -> str:
@@ -179,15 +174,26 @@ def _cache() -> Path:
     return CACHE
 
 
-def _build(image: Image, context: Path, *options: str, base: Image | None = None) -> None:
+def _cached(image: Image, fill: Callable[[Path], None], *options: str, base: Image | None = None) -> Image:
+    """Builds the image from the context that `fill` makes, unless it is there; one build at a time."""
+    if not image.layout.exists():
+        with (CACHE / "lock").open("w") as lock, tempfile.TemporaryDirectory(dir=CACHE) as context:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not image.layout.exists():
+                fill(Path(context))
+                _build(image, Path(context), *options, base=base)
+    return image
+
+
+def _build(image: Image, context: Path, *options: str, base: Image | None) -> None:
     """Builds `context` and leaves the layout in its place by one rename."""
     if base:
         _ensure_stored(base)
         options += ("--build-arg", f"BASE={base.local}")
     _buildah("bud", "--quiet", "--layers", "--isolation", "chroot", *options, "-t", image.local, str(context))
-    fresh = image.layout.with_name(f"{image.layout.name}.{os.getpid()}")
-    _buildah("push", "--quiet", image.local, f"oci:{fresh}:latest")
-    fresh.rename(image.layout)
+    with tempfile.TemporaryDirectory(dir=CACHE) as fresh:
+        _buildah("push", "--quiet", image.local, f"oci:{fresh}/layout:latest")
+        Path(fresh, "layout").rename(image.layout)
     _forget_old(image)
 
 
@@ -248,7 +254,6 @@ def main() -> None:
     parser.add_argument("directory", nargs="?", type=Path)
     parser.add_argument("--push", metavar="HOST:PORT")
     parser.add_argument("--tag", default="dev")
-    parser.add_argument("--netns", type=Path, help="network namespace that the registry is in")
     args = parser.parse_args()
     if args.what == "context":
         write_context(args.directory or parser.error("context needs a directory"))
@@ -260,7 +265,7 @@ def main() -> None:
     print(f"{image.local}: {image.compressed_bytes() / 1e6:.1f} MB compressed ({layers})", end="")
     print(f", {time.monotonic() - started:.1f} s")
     if args.push:
-        print(f"pushed {image.name}:{args.tag}", image.push(Registry(args.push, netns=args.netns), tag=args.tag))
+        print(f"pushed {image.name}:{args.tag}", image.push(Registry(args.push), tag=args.tag))
 
 
 if __name__ == "__main__":

@@ -6,18 +6,14 @@ Run as `python -m tests.bed.registry HOST:PORT NAME:TAG --layers 50M,50M [--base
 from __future__ import annotations
 
 import argparse
-import ctypes
 import gzip
 import hashlib
 import http.client
 import io
 import json
-import os
-import socket
 import subprocess
 import tarfile
 import tempfile
-import threading
 import urllib.parse
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -45,7 +41,6 @@ LAYER: dict[Family, dict[Compression, str]] = {
 }
 TIMEOUT_SECONDS = 120
 FILE_BYTES = 64 << 20  # a layer is split into files of at most this size
-CLONE_NEWNET = 0x40000000
 ZEROS = bytes(4096)
 
 
@@ -77,11 +72,11 @@ class Blob:
 
 
 class Registry:
-    """One registry over plain HTTP; `netns` is a path such as /proc/PID/ns/net where it can be reached from there only."""
+    """One registry, at `host:port` over plain HTTP."""
 
-    def __init__(self, address: str, *, netns: Path | None = None) -> None:
-        host, _, port = address.rpartition(":")
-        self.host, self.port, self.netns = host, int(port), netns
+    def __init__(self, address: str) -> None:
+        self.host, _, port = address.rpartition(":")
+        self.port = int(port)
 
     def make_image(
         self,
@@ -225,8 +220,6 @@ class Registry:
     @contextmanager
     def _connection(self) -> Iterator[http.client.HTTPConnection]:
         connection = http.client.HTTPConnection(self.host, self.port, timeout=TIMEOUT_SECONDS, blocksize=1 << 20)
-        if self.netns:
-            connection.sock = _connect_inside(self.netns, self.host, self.port)
         try:
             yield connection
         finally:
@@ -321,26 +314,6 @@ class _Source(io.RawIOBase):
         return out
 
 
-def _connect_inside(netns: Path, host: str, port: int) -> socket.socket:
-    """A connection made in another network namespace: a thread goes there, and its socket stays there."""
-    connected: list[socket.socket] = []
-
-    def connect() -> None:
-        fd = os.open(netns, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            if ctypes.CDLL(None, use_errno=True).setns(fd, CLONE_NEWNET) == 0:
-                connected.append(socket.create_connection((host, port), TIMEOUT_SECONDS))
-        finally:
-            os.close(fd)
-
-    thread = threading.Thread(target=connect, name="netns")
-    thread.start()
-    thread.join()
-    if not connected:
-        raise RegistryError(f"cannot reach {host}:{port} inside {netns}")
-    return connected[0]
-
-
 def _with_digest(location: str, digest: str) -> str:
     """Path and query of an upload's Location, with the digest that ends it."""
     parts = urllib.parse.urlsplit(location)
@@ -375,7 +348,6 @@ def main() -> None:
     parser.add_argument("--platforms", default="", help="such as linux/amd64,linux/arm64")
     parser.add_argument("--base", metavar="NAME:TAG")
     parser.add_argument("--seed", default="1")
-    parser.add_argument("--netns", type=Path)
     args = parser.parse_args()
     name, _, tag = args.image.rpartition(":")
     layers = [
@@ -388,7 +360,7 @@ def main() -> None:
         for number, size in enumerate(filter(None, args.layers.split(",")))
     ]
     platforms = list(filter(None, args.platforms.split(",")))
-    registry = Registry(args.registry, netns=args.netns)
+    registry = Registry(args.registry)
     print(registry.make_image(name, tag, layers, base=args.base, family=args.family, platforms=platforms))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +19,8 @@ import pytest
 from tests.bed import nvml
 
 DEADLINE_SECONDS = 30
+
+pytestmark = pytest.mark.skipif(not shutil.which("gcc"), reason="gcc is not installed")
 
 Probe = Callable[[str], "subprocess.Popen[str]"]
 

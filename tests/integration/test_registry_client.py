@@ -29,7 +29,9 @@ from tests.bed.registry import (
     encode,
 )
 
-pytestmark = pytest.mark.skipif(not shutil.which("docker-registry"), reason="docker-registry is not installed")
+pytestmark = pytest.mark.skipif(
+    not shutil.which("docker-registry") or not shutil.which("zstd"), reason="docker-registry or zstd is not installed"
+)
 
 SIZE_BYTES = 1_000_001
 
