@@ -110,8 +110,8 @@ async def node(tmp_path: Path, library: Path) -> AsyncIterator[Node]:
 
 async def eventually(true: Callable[[], bool]) -> None:
     async with asyncio.timeout(PATIENCE_SECONDS):
-        while not true():
-            await asyncio.sleep(0.01)  # noqa: ASYNC110 (what is watched is outside this loop)
+        while not true():  # noqa: ASYNC110 (what is watched is outside this loop)
+            await asyncio.sleep(0.01)
 
 
 def alive(pid: int) -> bool:
