@@ -1,0 +1,364 @@
+"""A Kubernetes API server in memory, over real HTTP: enough of it for prewarm's client, and failures on command.
+
+It passes `tests/integration/kube/contract.py`, as the real one does (`tests/cluster/test_kube_contract.py`). Any path of the
+form /api/v1/… or /apis/GROUP/VERSION/… is a collection; nothing is validated. Lists, pages, watches with bookmarks, 410 after
+`forget_history`, optimistic locks, generation, the status subresource and the three kinds of patch work as in the real one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from aiohttp import web
+
+Object = dict[str, Any]
+
+
+class Refused(Exception):
+    def __init__(self, status: int, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.status, self.reason = status, reason
+
+    def body(self) -> Object:
+        return {
+            "kind": "Status",
+            "apiVersion": "v1",
+            "status": "Failure",
+            "reason": self.reason,
+            "message": str(self),
+            "code": self.status,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A parsed path: collection (`/api/v1/pods`), namespace, name, subresource."""
+
+    collection: str
+    namespace: str
+    name: str
+    subresource: str
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        return (self.collection, self.namespace, self.name)
+
+
+@dataclass(slots=True)
+class Request:
+    """What was asked, for assertions on traffic."""
+
+    method: str
+    path: str
+    query: dict[str, str] = field(default_factory=dict)
+
+
+class FakeApiServer:
+    """Holds objects; `url` is where it serves while `serving()`."""
+
+    def __init__(self) -> None:
+        self.url = ""
+        self.requests: list[Request] = []
+        self.failures: list[int] = []  # statuses that the next requests get
+        self.silent = False  # accept requests and never answer
+        self._objects: dict[tuple[str, str, str], Object] = {}
+        self._history: list[
+            tuple[int, str, Object | None, Object]
+        ] = []  # version, collection, before, after or dropped
+        self._version = 100
+        self._forgotten = 0
+        self._changed = asyncio.Condition()
+        self._cut = 0
+        self._runner: web.AppRunner | None = None
+        self._port = 0
+
+    @asynccontextmanager
+    async def serving(self) -> AsyncIterator[FakeApiServer]:
+        await self.start()
+        try:
+            yield self
+        finally:
+            await self.stop()
+
+    async def start(self) -> None:
+        """Serve, on the same port as before."""
+        app = web.Application()
+        app.router.add_route("*", "/{path:.*}", self._answer)
+        self._runner = web.AppRunner(app, shutdown_timeout=0.1, handler_cancellation=True)
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, "127.0.0.1", self._port, reuse_address=True)
+        await site.start()
+        self._port = self._runner.addresses[0][1]
+        self.url = f"http://127.0.0.1:{self._port}"
+
+    async def stop(self) -> None:
+        """Refuse connections; objects stay."""
+        await self.cut_watches()
+        if self._runner:
+            await self._runner.cleanup()
+            self._runner = None
+
+    async def cut_watches(self) -> None:
+        """End every open watch as a server restart does."""
+        async with self._changed:
+            self._cut += 1
+            self._changed.notify_all()
+
+    async def forget_history(self) -> None:
+        """Compact: watches from any earlier version get 410."""
+        self._forgotten = self._version
+        self._history.clear()
+        await self.cut_watches()
+
+    async def put(self, path: str, item: Object) -> Object:
+        """Store an object as an administrator, replacing what is there; it may have a status."""
+        target = _target(path)
+        return await self._store(target, copy.deepcopy(item))
+
+    async def remove(self, path: str) -> None:
+        await self._drop(_target(path))
+
+    def get(self, path: str) -> Object | None:
+        found = self._objects.get(_target(path).key)
+        return copy.deepcopy(found) if found else None
+
+    def all(self, collection: str) -> list[Object]:
+        return [copy.deepcopy(o) for k, o in sorted(self._objects.items()) if k[0] == collection]
+
+    def count(self, method: str, ending: str = "") -> int:
+        return sum(r.method == method and r.path.endswith(ending) for r in self.requests)
+
+    async def _answer(self, request: web.Request) -> web.StreamResponse:
+        self.requests.append(Request(request.method, request.path, dict(request.query)))
+        if self.silent:
+            await asyncio.Event().wait()
+        try:
+            if self.failures:
+                raise Refused(self.failures.pop(0), "Broken", "failing as told")
+            target = _target(request.path)
+            if request.method == "GET" and request.query.get("watch"):
+                return await self._watch(request, target)
+            return web.json_response(await self._act(request, target))
+        except Refused as refused:
+            return web.json_response(refused.body(), status=refused.status)
+
+    async def _act(self, request: web.Request, target: Target) -> Object:
+        text = await request.text()
+        body: Any = json.loads(text) if text else None
+        match request.method:
+            case "GET" if target.name:
+                return self._found(target)
+            case "GET":
+                return self._list(request, target)
+            case "POST":
+                return await self._create(target, body)
+            case "PUT":
+                return await self._replace(target, body)
+            case "PATCH":
+                patched = _patched(self._found(target), body, request.content_type)
+                return await self._replace(target, patched)
+            case "DELETE":
+                if body and (body.get("preconditions") or {}).get("uid") not in (None, _uid(self._found(target))):
+                    raise Refused(409, "Conflict", "the UID in the precondition does not match")
+                return await self._drop(target)
+        raise Refused(405, "MethodNotAllowed", request.method)
+
+    def _found(self, target: Target) -> Object:
+        if target.key not in self._objects:
+            raise Refused(404, "NotFound", f"{target.collection} {target.name!r} not found")
+        return self._objects[target.key]
+
+    def _selected(self, item: Object, request: web.Request, target: Target) -> bool:
+        meta = item["metadata"]
+        if target.namespace and meta.get("namespace") != target.namespace:
+            return False
+        labels = [p.partition("=") for p in request.query.get("labelSelector", "").split(",") if p]
+        fields = [p.partition("=") for p in request.query.get("fieldSelector", "").split(",") if p]
+        known = {"metadata.name": meta["name"], "spec.nodeName": (item.get("spec") or {}).get("nodeName", "")}
+        return all((meta.get("labels") or {}).get(k) == v for k, _, v in labels) and all(
+            known[k] == v for k, _, v in fields
+        )
+
+    def _list(self, request: web.Request, target: Target) -> Object:
+        every = [o for k, o in sorted(self._objects.items()) if k[0] == target.collection]
+        found = [o for o in every if self._selected(o, request, target)]
+        start, size = int(request.query.get("continue") or 0), int(request.query.get("limit") or 1_000_000)
+        meta: Object = {"resourceVersion": str(self._version)}
+        if start + size < len(found):
+            meta["continue"] = str(start + size)
+        bare = [{k: v for k, v in o.items() if k not in ("kind", "apiVersion")} for o in found[start : start + size]]
+        return {"kind": "List", "apiVersion": "v1", "metadata": meta, "items": bare}
+
+    async def _create(self, target: Target, body: Object) -> Object:
+        name = body["metadata"]["name"]
+        full = Target(target.collection, target.namespace or body["metadata"].get("namespace", ""), name, "")
+        if full.key in self._objects:
+            raise Refused(409, "AlreadyExists", f"{name!r} already exists")
+        body.pop("status", None)
+        return await self._store(full, body)
+
+    async def _replace(self, target: Target, body: Object) -> Object:
+        before = self._found(target)
+        wanted = body["metadata"].get("resourceVersion")
+        if wanted and wanted != before["metadata"]["resourceVersion"]:
+            raise Refused(409, "Conflict", "the object has been modified")
+        keep = "spec" if target.subresource == "status" else "status"
+        after = {k: v for k, v in body.items() if k != keep} | ({keep: before[keep]} if keep in before else {})
+        comparable = {**after, "metadata": {**after["metadata"], "resourceVersion": ""}}
+        if comparable == {**before, "metadata": {**before["metadata"], "resourceVersion": ""}}:
+            return before
+        return await self._store(target, after)
+
+    async def _store(self, target: Target, item: Object) -> Object:
+        self._version += 1
+        before = self._objects.get(target.key)
+        meta = item.setdefault("metadata", {})
+        meta["name"], meta["resourceVersion"] = target.name, str(self._version)
+        meta.setdefault("uid", _uid(before) if before else f"uid-{self._version}")
+        if target.namespace:
+            meta["namespace"] = target.namespace
+        generation = before["metadata"]["generation"] if before else 0
+        meta["generation"] = generation + (1 if not before or before.get("spec") != item.get("spec") else 0)
+        self._objects[target.key] = item
+        await self._tell(target, before, item)
+        return item
+
+    async def _drop(self, target: Target) -> Object:
+        item = copy.deepcopy(self._found(target))
+        del self._objects[target.key]
+        self._version += 1
+        item["metadata"]["resourceVersion"] = str(self._version)
+        await self._tell(target, item, item)
+        return item
+
+    async def _tell(self, target: Target, before: Object | None, item: Object) -> None:
+        async with self._changed:
+            self._history.append((self._version, target.collection, copy.deepcopy(before), copy.deepcopy(item)))
+            self._changed.notify_all()
+
+    def _event(self, request: web.Request, target: Target, before: Object | None, item: Object) -> str:
+        matched = before is not None and self._selected(before, request, target)
+        matches = before != item and self._selected(item, request, target)  # dropped objects are told as (item, item)
+        match matched, matches:
+            case True, True:
+                return "MODIFIED"
+            case True, False:
+                return "DELETED"
+            case False, True:
+                return "ADDED"
+        return ""
+
+    async def _watch(self, request: web.Request, target: Target) -> web.StreamResponse:
+        seen = int(request.query["resourceVersion"])
+        if seen < self._forgotten:
+            raise Refused(410, "Expired", f"too old resource version: {seen}")
+        answer = web.StreamResponse(headers={"Content-Type": "application/json"})
+        await answer.prepare(request)
+        born = self._cut
+        deadline = asyncio.get_running_loop().time() + float(request.query.get("timeoutSeconds", 600))
+        while self._cut == born:
+            for version, collection, before, item in [h for h in self._history if h[0] > seen]:
+                if collection == target.collection and (event := self._event(request, target, before, item)):
+                    await answer.write(_line(event, item))
+                seen = version
+            try:
+                async with asyncio.timeout_at(deadline), self._changed:
+                    await self._changed.wait_for(lambda: self._version > seen or self._cut != born)  # noqa: B023
+            except TimeoutError:
+                break
+        else:
+            return answer
+        await answer.write(_line("BOOKMARK", {"kind": "X", "metadata": {"resourceVersion": str(self._version)}}))
+        return answer
+
+
+def _line(event: str, item: Object) -> bytes:
+    return json.dumps({"type": event, "object": item}).encode() + b"\n"
+
+
+def _uid(item: Object) -> str:
+    return str(item["metadata"]["uid"])
+
+
+def _target(path: str) -> Target:
+    parts = path.strip("/").split("/")
+    root, rest = (parts[:2], parts[2:]) if parts[0] == "api" else (parts[:3], parts[3:])
+    namespace = ""
+    if len(rest) > 2 and rest[0] == "namespaces":
+        namespace, rest = rest[1], rest[2:]
+    name, subresource = [*rest[1:], "", ""][:2]
+    return Target("/" + "/".join([*root, rest[0]]), namespace, name, subresource)
+
+
+def _patched(item: Object, body: Any, content_type: str) -> Object:
+    item = copy.deepcopy(item)
+    match content_type:
+        case "application/merge-patch+json":
+            return _merged(item, body, strategic=False)  # type: ignore[no-any-return]
+        case "application/strategic-merge-patch+json":
+            return _merged(item, body, strategic=True)  # type: ignore[no-any-return]
+        case "application/json-patch+json":
+            for step in body:
+                _step(item, step)
+            return item
+    raise Refused(415, "UnsupportedMediaType", content_type)
+
+
+def _merged(old: Any, new: Any, *, strategic: bool, key: str = "") -> Any:
+    if isinstance(new, dict):
+        base = dict(old) if isinstance(old, dict) else {}
+        for name, value in new.items():
+            if value is None:
+                base.pop(name, None)
+            else:
+                base[name] = _merged(base.get(name), value, strategic=strategic, key=name)
+        return base
+    if strategic and key == "conditions" and isinstance(old, list):
+        by_type = {c["type"]: c for c in old}
+        for c in new:
+            by_type[c["type"]] = by_type.get(c["type"], {}) | c
+        return list(by_type.values())
+    return new
+
+
+def _step(item: Object, step: Object) -> None:
+    *parents, last = [p.replace("~1", "/").replace("~0", "~") for p in step["path"].strip("/").split("/")]
+    try:
+        at: Any = item
+        for part in parents:
+            at = at[int(part)] if isinstance(at, list) else at[part]
+        if isinstance(at, list):
+            _list_step(at, last, step)
+        elif step["op"] == "remove":
+            del at[last]
+        elif step["op"] == "test":
+            _test(at.get(last), step["value"])
+        else:
+            at[last] = step["value"]
+    except (KeyError, IndexError, ValueError) as error:
+        raise Refused(422, "Invalid", "the server rejected our request due to an error in our request") from error
+
+
+def _list_step(at: list[Any], last: str, step: Object) -> None:
+    match step["op"]:
+        case "add" if last == "-":
+            at.append(step["value"])
+        case "add":
+            at.insert(int(last), step["value"])
+        case "remove":
+            del at[int(last)]
+        case "replace":
+            at[int(last)] = step["value"]
+        case "test":
+            _test(at[int(last)], step["value"])
+
+
+def _test(found: Any, wanted: Any) -> None:
+    if found != wanted:
+        raise ValueError(wanted)
