@@ -1,0 +1,173 @@
+"""`prewarm plan -f FILE`: what would happen when, and why, without doing it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from agent.config import Settings, SourceRule, load_settings
+from agent.core.assignment import Assignment, EndpointWant, ImageWant, ModelWant, Workload
+from agent.core.assignment_json import format_time, parse_assignment, parse_time
+from agent.core.errors import Invalid, cut
+from agent.core.inventory import Inventory
+from agent.core.refs import parse_model_source
+from agent.core.units import format_duration, format_size, parse_size
+from agent.demand.annotations import read_endpoint
+from agent.demand.endpoint import DemandDefaults, Endpoint, Problem, ProblemKind
+from agent.demand.windows import windows
+from agent.kube.objects import WorkloadView
+from agent.kube.parse import parse_workload
+from agent.plan.decision import EndpointPlan, NodePlan
+from agent.plan.planning import Limits, plan
+
+_WORKLOADS = ("Deployment", "StatefulSet")
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add the command's flags."""
+    parser = subparsers.add_parser("plan", help="show what would happen when, and why", description=__doc__)
+    parser.add_argument(
+        "-f",
+        "--file",
+        required=True,
+        help="annotated Deployments and StatefulSets, a NodeWarmup, or a plan file; - for standard input",
+    )
+    parser.add_argument("--at", metavar="TIME", help="as if it were this time (RFC 3339; default now)")
+    parser.add_argument(
+        "--rate", metavar="SIZE", default="100MB", help="bytes per second a node is taken to fetch (default 100MB)"
+    )
+    parser.add_argument("--config", help="settings file, for sources, timezone and warm_ahead")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print the plan of a node that has nothing yet; 1 if an annotation is invalid."""
+    settings = load_settings(argparse.Namespace(config=options.config))
+    now = parse_time(options.at, "--at") if options.at else datetime.now(UTC)
+    wants, problems = _read(options.file, settings, now)
+    limits = Limits(warm_ahead=settings.warm_ahead, rate_bytes_per_second=float(parse_size(options.rate)))
+    decided = plan(Assignment(endpoints=tuple(wants)), Inventory(proved=True), now, limits)
+    if options.json:
+        print(json.dumps(_as_json(decided, problems), indent=1))
+    else:
+        print("\n".join(_as_text(decided, problems, now)))
+    return 1 if any(p.kind is ProblemKind.INVALID for _, p in problems) else 0
+
+
+def _read(path: str, settings: Settings, now: datetime) -> tuple[list[EndpointWant], list[tuple[str, Problem]]]:
+    """Return what the file asks for, and the problems by workload."""
+    wants: list[EndpointWant] = []
+    problems: list[tuple[str, Problem]] = []
+    for document in _documents(path):
+        kind = document.get("kind", "")
+        if kind in _WORKLOADS:
+            workload = parse_workload(document)
+            reading = read_endpoint(workload, _defaults(workload, settings))
+            problems += [(f"{kind.lower()}/{workload.name}", problem) for problem in reading.problems]
+            if reading.endpoint:
+                wants.append(_want(reading.endpoint, now))
+        elif kind == "NodeWarmup" or "endpoints" in document:
+            wants += parse_assignment(document.get("spec", document)).endpoints
+        else:
+            print(f"prewarm plan: skipped {cut(kind or 'a document without kind', 60)}", file=sys.stderr)
+    return wants, problems
+
+
+def _documents(path: str) -> Iterator[Mapping[str, Any]]:
+    try:
+        text = sys.stdin.read() if path == "-" else Path(path).read_text()
+        found = list(yaml.safe_load_all(text))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise Invalid(f"cannot read {path}: {cut(error)}") from error
+    for document in found:
+        if isinstance(document, Mapping):
+            yield from document.get("items", [document]) if document.get("kind") == "List" else [document]
+        elif document is not None:
+            raise Invalid(f"{path}: expected a mapping, found {cut(document, 60)!r}")
+
+
+def _defaults(workload: WorkloadView, settings: Settings) -> DemandDefaults:
+    """Without a `sources` setting here, sources are not judged: the planner will."""
+    sources = settings.sources
+    if not sources:
+        texts = (a.get("prewarm.dev/models", "") for a in (workload.annotations, workload.template_annotations))
+        sources = tuple(_named_sources(",".join(texts)))
+    return DemandDefaults(timezone=settings.timezone, sources=sources)
+
+
+def _named_sources(text: str) -> Iterator[SourceRule]:
+    for item in text.replace("\n", ",").split(","):
+        try:
+            yield SourceRule(namespace="*", bucket=parse_model_source(item).uri.bucket, prefix="")
+        except Invalid:
+            continue  # read_endpoint will say so
+
+
+def _want(endpoint: Endpoint, now: datetime) -> EndpointWant:
+    return EndpointWant(
+        key=endpoint.key,
+        workload=Workload(kind=endpoint.workload.kind, name=endpoint.workload.name),
+        priority=endpoint.priority,
+        gpus=0,  # what a node's GPUs say is not part of this question
+        images=tuple(ImageWant(ref=ref) for ref in endpoint.images),
+        models=tuple(ModelWant(name=m.name, uri=m.uri) for m in endpoint.models),
+        windows=windows(endpoint, now),
+    )
+
+
+def _as_text(decided: NodePlan, problems: Sequence[tuple[str, Problem]], now: datetime) -> Iterator[str]:
+    for where, problem in problems:
+        yield f"{problem.kind}: {where}: {problem.message}"
+    if not decided.endpoints:
+        yield "nothing to warm: no endpoint in this file"
+    for told in decided.endpoints:
+        yield f"{told.want.key}"
+        yield f"  now      {told.stage}: {told.reason}"
+        yield from _times(told, now)
+        yield from (f"  image    {image.ref}" for image in told.want.images)
+        yield from (f"  model    {model.name} = {model.uri}{_size(model)}" for model in told.want.models)
+
+
+def _size(model: ModelWant) -> str:
+    return f" ({format_size(model.size_bytes)})" if model.size_bytes else ""
+
+
+def _times(told: EndpointPlan, now: datetime) -> Iterator[str]:
+    if told.start_at:
+        yield f"  starts   {format_time(max(told.start_at, now))}"
+    for n, window in enumerate(w for w in told.want.windows if w.until > now):
+        if n == 5:
+            yield f"  …        {len(told.want.windows) - n} more windows within 48 h"
+            break
+        yield f"  ready by {format_time(window.ready_by)}, warm until {format_time(window.until)} ({window.source}, in {format_duration(window.ready_by - now)})"
+
+
+def _as_json(decided: NodePlan, problems: Sequence[tuple[str, Problem]]) -> dict[str, object]:
+    return {
+        "problems": [
+            {"workload": w, "kind": str(p.kind), "annotation": p.annotation, "message": p.message} for w, p in problems
+        ],
+        "endpoints": [
+            {
+                "endpoint": str(told.want.key),
+                "stage": str(told.stage),
+                "reason": told.reason,
+                "startAt": format_time(told.start_at) if told.start_at else None,
+                "readyBy": format_time(told.due) if told.due else None,
+                "windows": [
+                    {"readyBy": format_time(w.ready_by), "until": format_time(w.until)} for w in told.want.windows
+                ],
+                "images": [str(i.ref) for i in told.want.images],
+                "models": [{"name": m.name, "uri": str(m.uri)} for m in told.want.models],
+            }
+            for told in decided.endpoints
+        ],
+    }
