@@ -1,0 +1,119 @@
+"""Opens files below one directory by relative path, and never follows a symbolic link on the way: no path leaves the store."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from pathlib import Path
+
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class Tree:
+    """One directory and the files below it, named by relative paths with `/` (checked by `manifest.safe_path`)."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def open(self, path: str, flags: int, mode: int = 0o600) -> int:
+        """Open the file at `path`; the caller closes it.
+
+        Raises:
+            OSError: ELOOP or ENOTDIR where a link or a file stands in the way.
+        """
+        *above, name = path.split("/")
+        parent = self._parent(above)
+        try:
+            return os.open(name, flags | os.O_NOFOLLOW | os.O_CLOEXEC, mode, dir_fd=parent)
+        finally:
+            os.close(parent)
+
+    def stat(self, path: str) -> os.stat_result:
+        """Stat the file at `path` itself, never what a link points to."""
+        *above, name = path.split("/")
+        parent = self._parent(above)
+        try:
+            return os.stat(name, dir_fd=parent, follow_symlinks=False)
+        finally:
+            os.close(parent)
+
+    def make_parents(self, path: str) -> None:
+        """Make the directories above `path`."""
+        os.close(self._parent(path.split("/")[:-1], make=True))
+
+    def rename_into(self, path: str, other: Tree) -> None:
+        """Move the file at `path` to the same path below `other`, replacing a file there; its directory is fsynced."""
+        *above, name = path.split("/")
+        source, target = self._parent(above), other._parent(above, make=True)
+        try:
+            os.rename(name, name, src_dir_fd=source, dst_dir_fd=target)
+            os.fsync(target)
+        finally:
+            os.close(source)
+            os.close(target)
+
+    def link_into(self, path: str, other: Tree) -> None:
+        """Make a hard link to the file at `path` at the same path below `other`."""
+        *above, name = path.split("/")
+        source, target = self._parent(above), other._parent(above, make=True)
+        try:
+            os.link(name, name, src_dir_fd=source, dst_dir_fd=target, follow_symlinks=False)
+        finally:
+            os.close(source)
+            os.close(target)
+
+    def _parent(self, parts: list[str], *, make: bool = False) -> int:
+        at = os.open(self.root, _DIRECTORY)
+        try:
+            for part in parts:
+                if make:
+                    with contextlib.suppress(FileExistsError):
+                        os.mkdir(part, 0o755, dir_fd=at)
+                below = os.open(part, _DIRECTORY, dir_fd=at)
+                os.close(at)
+                at = below
+        except BaseException:
+            os.close(at)
+            raise
+        return at
+
+
+def fsync_directory(path: Path) -> None:
+    """Make the names in one directory durable."""
+    at = os.open(path, _DIRECTORY)
+    try:
+        os.fsync(at)
+    finally:
+        os.close(at)
+
+
+def fsync_directories(root: Path) -> None:
+    """Make the names in a directory and all below it durable, deepest first."""
+    for directory, _, _ in os.walk(root, topdown=False):
+        fsync_directory(Path(directory))
+
+
+def remove_tree(path: Path) -> None:
+    """Delete a directory and all below it, read-only directories too; absent is well. Links are removed, not followed."""
+    if path.is_symlink() or path.is_file():
+        path.unlink(missing_ok=True)
+        return
+    if path.exists():
+        path.chmod(0o700)
+        for directory, below, _ in os.walk(path):
+            for name in below:
+                if not (Path(directory) / name).is_symlink():
+                    (Path(directory) / name).chmod(0o700)
+        shutil.rmtree(path)
+
+
+def write_durably(path: Path, content: bytes) -> None:
+    """Replace a file as a whole: temporary name, fsync, rename, fsync of the directory."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    fsync_directory(path.parent)

@@ -1,0 +1,273 @@
+"""The S3 adapter: credentials, region and endpoint as every AWS SDK finds them, listing, HEAD, and signing for threads.
+
+The only importer of aiobotocore and botocore; they are imported when a source is opened, not before (35 MB). Bodies never
+pass through here: `agent.models.wire` reads them with what `Bucket` and `sign` give. No secret reaches an error text.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib
+import os
+import ssl
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import parse_qs, quote, urlsplit
+
+from agent.core.errors import Permanent, PrewarmError, Transient, cut
+from agent.core.refs import ModelUri
+from agent.models.checksum import stated_checksum
+from agent.models.manifest import MAX_OBJECTS, Listed, Manifest, ObjectEntry, choose
+
+HEADS_AT_ONCE = 16
+_DENIED = {"403", "AccessDenied", "AllAccessDisabled", "InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken"}
+_EXPIRED = {"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "RequestExpired"}
+_ABSENT = {"404", "NoSuchKey", "NoSuchVersion", "NoSuchBucket", "MethodNotAllowed", "405"}
+_BUSY = {"SlowDown", "RequestTimeout", "RequestTimeTooSkewed", "Throttling", "InternalError", "OperationAborted"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bucket:
+    """Where the bodies of one bucket's objects are read: `scheme://host:port` and the path before each key."""
+
+    scheme: str
+    host: str
+    port: int
+    base_path: str
+    region: str
+
+    def path(self, key: str, version_id: str = "") -> str:
+        """Return path and query of an object, escaped as S3 signs it."""
+        query = f"?versionId={quote(version_id, safe='')}" if version_id else ""
+        return self.base_path + quote(key, safe="/-_.~") + query
+
+    @property
+    def netloc(self) -> str:
+        """Return the host as the `Host` header has it: the port only where it is not the scheme's own."""
+        usual = {"http": 80, "https": 443}[self.scheme]
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return host if self.port == usual else f"{host}:{self.port}"
+
+
+class S3Source:
+    """An open connection to S3's control side, and the credentials that worker threads sign with."""
+
+    def __init__(self, session: Any, client: Any, frozen: Any) -> None:
+        self._session, self._client = session, client
+        self._credentials: Any = None
+        self._frozen = frozen  # replaced as a whole: threads may read it at any time
+        self._tls: ssl.SSLContext | None = None
+
+    async def list_objects(self, uri: ModelUri) -> list[Listed]:
+        """Return every object under the URI's prefix, or the one object it names.
+
+        Raises:
+            Permanent: denied, absent, or more than MAX_OBJECTS under the prefix.
+            Transient: S3 is away or busy.
+        """
+        if not uri.is_prefix:
+            return [await self._named(uri)]
+        found: list[Listed] = []
+        with _told(f"list {cut(uri, 200)}"):
+            async for page in self._client.get_paginator("list_objects_v2").paginate(
+                Bucket=uri.bucket, Prefix=uri.key, PaginationConfig={"PageSize": 1000}
+            ):
+                found += [Listed(key=o["Key"], size=o["Size"], etag=o["ETag"]) for o in page.get("Contents", ())]
+                if len(found) > MAX_OBJECTS:
+                    raise Permanent(f"{cut(uri, 200)} has more than {MAX_OBJECTS} objects: name a longer prefix")
+        return found
+
+    async def _named(self, uri: ModelUri) -> Listed:
+        head = await self._head(uri.bucket, uri.key, uri.version_id)
+        return Listed(key=uri.key, size=head["ContentLength"], etag=head["ETag"])
+
+    async def head(self, bucket: str, listed: Listed, path: str, version_id: str = "") -> ObjectEntry:
+        """Return one listed object with its version and what S3 states to check it by.
+
+        Raises:
+            Transient: also if it is no longer the object that was listed.
+            Permanent: denied or absent.
+        """
+        head = await self._head(bucket, listed.key, version_id)
+        if head["ContentLength"] != listed.size or head["ETag"] != listed.etag:
+            raise Transient(f"{cut(ascii(listed.key), 200)} changed while s3://{bucket} was listed")
+        checksum, kind = stated_checksum(head, listed.etag)
+        version = head.get("VersionId") or version_id
+        return ObjectEntry(
+            key=listed.key,
+            path=path,
+            size=listed.size,
+            etag=listed.etag,
+            version_id="" if version == "null" else version,
+            checksum=checksum,
+            checksum_type=kind,
+        )
+
+    async def _head(self, bucket: str, key: str, version_id: str) -> Mapping[str, Any]:
+        version = {"VersionId": version_id} if version_id else {}
+        with _told(f"read s3://{bucket}/{cut(ascii(key)[1:-1], 200)}"):
+            answer: Mapping[str, Any] = await self._client.head_object(
+                Bucket=bucket, Key=key, ChecksumMode="ENABLED", **version
+            )
+            return answer
+
+    async def bucket(self, name: str) -> Bucket:
+        """Return where bodies of this bucket are read: a redirect to its region was learned by the listing before."""
+        with _told(f"find s3://{name}"):
+            url = await self._client.generate_presigned_url("get_object", Params={"Bucket": name, "Key": "k"})
+        parts = urlsplit(url)
+        scope = parse_qs(parts.query)["X-Amz-Credential"][0].split("/")
+        return Bucket(
+            scheme=parts.scheme,
+            host=parts.hostname or "",
+            port=parts.port or {"http": 80, "https": 443}[parts.scheme],
+            base_path=parts.path[:-1],
+            region=scope[2],
+        )
+
+    async def tls(self) -> ssl.SSLContext:
+        """Return the TLS settings for reading bodies, with the CA bundle that AWS SDKs would use."""
+        if self._tls is None:
+            self._tls = await asyncio.to_thread(_tls_context)
+        return self._tls
+
+    async def keep_fresh(self) -> None:
+        """Renew credentials that are near their end; call it every few seconds while threads sign (never faster)."""
+        if self._credentials is None:
+            self._credentials = await self._session.get_credentials()
+        with _told("renew the AWS credentials"):
+            self._frozen = await self._credentials.get_frozen_credentials()
+
+    async def renew(self) -> None:
+        """Find credentials anew, from the start: files, environment and roles may have changed."""
+        with _told("renew the AWS credentials"):
+            fresh = await _session().get_credentials()
+            if fresh is not None:
+                self._credentials, self._frozen = fresh, await fresh.get_frozen_credentials()
+
+    def sign(self, bucket: Bucket, path: str, headers: Mapping[str, str]) -> dict[str, str]:
+        """Return `headers` with a signature for `GET path`; may be called from any thread (0.2 ms)."""
+        from botocore.auth import S3SigV4Auth
+        from botocore.awsrequest import AWSRequest
+
+        request = AWSRequest("GET", f"{bucket.scheme}://{bucket.netloc}{path}", headers=dict(headers))
+        request.context.update(payload_signing_enabled=False, client_config=None)
+        S3SigV4Auth(self._frozen, "s3", bucket.region).add_auth(request)
+        return dict(request.headers.items())
+
+
+@contextlib.asynccontextmanager
+async def open_source() -> AsyncIterator[S3Source]:
+    """Open S3 with what the environment says.
+
+    Raises:
+        Permanent: no credentials.
+        Transient: the credentials' own service is away.
+    """
+    await asyncio.to_thread(importlib.import_module, "aiobotocore.session")
+    session = _session()
+    with _told("find AWS credentials"):
+        credentials = await session.get_credentials()
+        if credentials is None:
+            raise Permanent("no AWS credentials found: give them by environment, profile, role or pod identity")
+        frozen = await credentials.get_frozen_credentials()
+    async with contextlib.AsyncExitStack() as stack:
+        client = await stack.enter_async_context(session.create_client("s3", config=_config({})))
+        style = (client.meta.config.s3 or {}).get("addressing_style")
+        if not style and ".amazonaws.com" not in client.meta.endpoint_url:
+            # Servers other than AWS seldom have a DNS name for each bucket.
+            told = _config({"addressing_style": "path"})
+            client = await stack.enter_async_context(session.create_client("s3", config=told))
+        yield S3Source(session, client, frozen)
+
+
+async def resolve(uri: ModelUri, source: S3Source | None = None) -> Manifest:
+    """Find the version that `uri` names now: list, HEAD each object, and refuse what cannot be a model on disk.
+
+    Raises:
+        Permanent: denied, absent, empty, or an object that cannot be a file.
+        Transient: S3 is away or busy, or the objects changed meanwhile.
+    """
+    if source is None:
+        async with open_source() as opened:
+            return await resolve(uri, opened)
+    chosen = choose(uri, await source.list_objects(uri))
+    gate = asyncio.Semaphore(HEADS_AT_ONCE)
+
+    async def head(listed: Listed, path: str) -> ObjectEntry:
+        async with gate:
+            return await source.head(uri.bucket, listed, path, uri.version_id)
+
+    try:
+        async with asyncio.TaskGroup() as heads:
+            tasks = [heads.create_task(head(*each), name=f"head {n}") for n, each in enumerate(chosen)]
+    except* PrewarmError as group:
+        first: BaseException = group
+        while isinstance(first, BaseExceptionGroup):
+            first = first.exceptions[0]
+        raise first from None
+    return Manifest(uri=uri, objects=tuple(t.result() for t in tasks))
+
+
+def _session() -> Any:
+    from aiobotocore.session import get_session
+
+    return get_session()
+
+
+def _config(s3: Mapping[str, str]) -> Any:
+    from aiobotocore.config import AioConfig
+
+    return AioConfig(
+        signature_version="s3v4",
+        connect_timeout=5,
+        read_timeout=20,
+        max_pool_connections=HEADS_AT_ONCE,
+        retries={"mode": "standard", "max_attempts": 3},
+        **({"s3": dict(s3)} if s3 else {}),
+    )
+
+
+def _tls_context() -> ssl.SSLContext:
+    from botocore.httpsession import get_cert_path
+
+    named = os.environ.get("AWS_CA_BUNDLE") or os.environ.get("REQUESTS_CA_BUNDLE")
+    return ssl.create_default_context(cafile=named or get_cert_path(True))
+
+
+@contextlib.contextmanager
+def _told(doing: str) -> Any:
+    """Turn botocore's errors into ours, with `doing` in the sentence."""
+    from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError, NoCredentialsError
+
+    try:
+        yield
+    except ClientError as error:
+        raise _client_error(doing, error.response) from error
+    except NoCredentialsError as error:
+        raise Permanent(f"cannot {doing}: no AWS credentials found") from error
+    except (HTTPClientError, TimeoutError, OSError) as error:
+        raise Transient(f"cannot {doing}: S3 does not answer ({cut(type(error).__name__, 60)})") from error
+    except BotoCoreError as error:
+        away = type(error).__name__ in ("CredentialRetrievalError", "MetadataRetrievalError")
+        kind = Transient if away else Permanent
+        raise kind(f"cannot {doing}: {cut(type(error).__name__, 60)}") from error
+
+
+def _client_error(doing: str, response: Mapping[str, Any]) -> PrewarmError:
+    code = str(response.get("Error", {}).get("Code", ""))
+    status = response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    shown = cut(code, 60)
+    if code in _EXPIRED:
+        return Transient(f"cannot {doing}: the AWS credentials have expired")
+    if code in _BUSY or status >= 500 or status == 429:
+        return Transient(f"cannot {doing}: S3 is busy ({status} {shown})")
+    if code in _DENIED or status == 403:
+        return Permanent(f"cannot {doing}: access denied ({shown}): check that these credentials may list and read it")
+    if code == "NoSuchBucket":
+        return Permanent(f"cannot {doing}: no such bucket")
+    if code in _ABSENT or status == 404:
+        return Permanent(f"cannot {doing}: no such key")
+    return Permanent(f"cannot {doing}: S3 refused ({status} {shown})")

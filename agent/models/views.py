@@ -1,0 +1,86 @@
+"""Views: what the pods of one endpoint may see, `views/<namespace>/<endpoint>/<digest>/…`, hard links to committed files.
+
+A view appears whole, by one rename, and shares its inodes with the store. All functions block on the disk.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Collection, Iterator
+from pathlib import Path
+
+from agent.core.errors import Invalid, cut
+from agent.core.refs import Digest, EndpointKey
+from agent.models.paths import Tree, fsync_directory, remove_tree
+from agent.models.version import Version, broken_file
+
+
+class Views:
+    """The directories below `root/views`; new ones are built in `root/staging` and old ones leave through `root/trash`."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def directory(self, endpoint: EndpointKey, digest: Digest) -> Path:
+        """Return where an endpoint's pods see a version.
+
+        Raises:
+            Invalid: a name that is no single path part.
+        """
+        for part in (endpoint.namespace, endpoint.name):
+            if part in ("", ".", "..") or "/" in part or "\0" in part:
+                raise Invalid(f"{cut(part, 80)!r} is not the name of a namespace or endpoint")
+        return self._root / "views" / endpoint.namespace / endpoint.name / digest
+
+    def make(self, endpoint: EndpointKey, version: Version, store: Path) -> bool:
+        """Make an endpoint's view of a committed version, or make it anew where it is damaged; True if anything was done.
+
+        `store` is the version's directory in the store.
+        """
+        target = self.directory(endpoint, version.digest)
+        if target.is_dir() and not target.is_symlink():
+            if not broken_file(version, target):
+                return False
+            self._drop(target)
+        new = self._root / "staging" / f"view-{secrets.token_hex(8)}"
+        new.mkdir()
+        source, tree = Tree(store / "files"), Tree(new)
+        for record in version.files:
+            source.link_into(record.path, tree)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        new.rename(target)
+        fsync_directory(target.parent)
+        return True
+
+    def existing(self) -> Iterator[tuple[EndpointKey, Digest, Path]]:
+        """Yield every view on disk."""
+        for path in sorted((self._root / "views").glob("*/*/*")):
+            yield EndpointKey(namespace=path.parts[-3], name=path.parts[-2]), Digest(path.name), path
+
+    def sweep(self, wanted: Collection[tuple[EndpointKey, Digest]], in_use: Callable[[Digest], bool]) -> None:
+        """Remove the views that are not wanted and whose version no pod uses, and directories left empty."""
+        for endpoint, digest, path in list(self.existing()):
+            if (endpoint, digest) not in wanted and not in_use(digest):
+                self._drop(path)
+        for path in sorted((self._root / "views").glob("*/*")):
+            if not any(endpoint.namespace == path.parts[-2] and endpoint.name == path.name for endpoint, _ in wanted):
+                _remove_empty(path)
+                _remove_empty(path.parent)
+
+    def drop_version(self, digest: Digest) -> None:
+        """Remove every view of one version."""
+        for _, found, path in list(self.existing()):
+            if found == digest:
+                self._drop(path)
+
+    def _drop(self, path: Path) -> None:
+        away = self._root / "trash" / f"view-{secrets.token_hex(8)}"
+        path.rename(away)
+        remove_tree(away)
+
+
+def _remove_empty(path: Path) -> None:
+    try:
+        path.rmdir()
+    except OSError:
+        return
