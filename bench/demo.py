@@ -173,7 +173,7 @@ def wait_until_ready(work: Path, opens: datetime) -> datetime:
 
 def read_status(work: Path) -> dict[str, Any]:
     """Ask the agent as a person would: `prewarm status --json`."""
-    command = [str(BIN / "prewarm"), "status", "--json", "--socket", str(work / "run" / "agent.sock")]
+    command = [str(BIN / "prewarm"), "status", "--json", "--socket", str(work / "run" / "admin.sock")]
     found = subprocess.run(command, capture_output=True, text=True, check=False)
     status: dict[str, Any] = json.loads(found.stdout) if found.returncode == 0 else {}
     return status

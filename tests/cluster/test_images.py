@@ -10,8 +10,9 @@ import pytest
 
 from tests.bed import Bed, Event, Object, nvml
 from tests.bed.images import modelserver_image, product_image
+from tests.bed.layers import Compression, Layer
 from tests.bed.modelserver.weights import write_model
-from tests.bed.registry import Compression, Family, Layer, Registry
+from tests.bed.registry import Family, Registry
 
 pytestmark = pytest.mark.cluster
 

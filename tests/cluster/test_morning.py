@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 import urllib.request
@@ -13,7 +14,10 @@ from pathlib import Path
 import pytest
 
 from agent.core.names import READY, endpoint_label
+from agent.demand.annotations import read_endpoint
+from agent.demand.endpoint import DemandDefaults
 from agent.fleet import placement
+from agent.kube.parse import parse_node, parse_workload
 from tests.bed import Bed, Object
 from tests.cluster import product as installed
 from tests.cluster.product import SERVER, Product, cron_in, deployment, wait_label, wait_until
@@ -184,7 +188,15 @@ def test_with_prewarm_absent_a_pod_fetches_by_itself_and_becomes_ready(
 
 def name_placed_on(bed: Bed, namespace: str, node: str) -> str:
     """A name whose endpoint the planner's own rule puts on `node`."""
-    raise NotImplementedError
+    nodes = [parse_node(item) for item in bed.api.get("/api/v1/nodes")["items"]]
+    for number in itertools.count():
+        manifest = deployment(f"chat-{number}", {"prewarm.dev/schedule": "0 9 * * *"})
+        manifest["metadata"]["namespace"] = namespace
+        endpoint = read_endpoint(parse_workload(manifest), DemandDefaults()).endpoint
+        assert endpoint
+        if placement.place([endpoint], nodes).assigned[node]:
+            return endpoint.key.name
+    raise AssertionError("unreachable")
 
 
 def product_image(bed: Bed) -> str:

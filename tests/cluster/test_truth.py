@@ -124,6 +124,8 @@ def test_a_stopped_agent_loses_its_labels_within_sixty_seconds(warm: Warm) -> No
 
 def test_a_crash_looping_agent_loses_its_labels_within_sixty_seconds(warm: Warm) -> None:
     with agent_arguments(warm.bed, ["agent", "--no-such-flag"]):
+        replaced = warm.product.agent_pod(warm.node)["metadata"]["name"]  # a rollout would stop at the first node's
+        warm.bed.api.delete(f"/api/v1/namespaces/{NAMESPACE}/pods/{replaced}")
         crashed = wait_until(lambda: is_crashing(warm.bed, warm.node) and time.monotonic(), 120, "the agent crashes")
         assert warm.seconds_until_gone(crashed, 60) <= 60
     warm.product.wait_until_running(180)
