@@ -129,3 +129,9 @@ class Api:
                 yield answer
         finally:
             connection.close()
+
+
+def condition(found: Object, kind: str) -> str:
+    """The status of an object's condition of this type: True, False or Unknown; empty where it has none."""
+    conditions = found.get("status", {}).get("conditions", [])
+    return next((str(one["status"]) for one in conditions if one["type"] == kind), "")

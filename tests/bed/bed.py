@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Self
 
 from tests.bed import cgroup, config, control, needs, network, pki, s3, seed
-from tests.bed.api import Api, Event, Object
+from tests.bed.api import Api, Event, Object, condition
 from tests.bed.process import ENVIRONMENT, BedError, Process, descendants, end, names, rss_bytes, run, start, wait_until
 from tests.bed.settings import REGISTRY_PORT, S3_PORT, Settings
 
@@ -84,7 +84,7 @@ class Bed:
         if reason := needs.why_not("lazy" if self._wanted.lazy else "cluster"):
             raise BedError(reason)
         self._make_room()
-        owner = _text(Process.of(os.getpid()))
+        owner = str(Process.of(os.getpid()))
         slot = network.claim_slot(self.name)
         self.settings = replace(self._wanted, owner=owner, slot=slot)
         self.__dict__.pop("api", None)
@@ -162,9 +162,8 @@ class Bed:
 
     def is_leftover(self) -> bool:
         """Whether whoever wanted this bed is gone; or, where it was to stay, its etcd or controller manager is."""
-        owner = self.settings.owner.split()
-        if owner:
-            return not Process(pid=int(owner[0]), started=int(owner[1])).alive
+        if self.settings.owner:
+            return not Process.parse(self.settings.owner).alive
         return not all(self._alive(service) for service in ("etcd", "kcm"))
 
     @staticmethod
@@ -265,11 +264,8 @@ class Bed:
     def rss(self) -> list[tuple[int, str, str]]:
         """(bytes, which part, command) of every process of the bed."""
         roots = {file.stem: Process.load(file) for file in (self.work / "run").glob("*.pid")}
-        return [
-            (rss_bytes(pid), part, " ".join(names(pid)))
-            for part, root in sorted(roots.items())
-            for pid in (descendants(root.pid) if root and root.alive else [])
-        ]
+        alive = [(part, root.pid) for part, root in sorted(roots.items()) if root and root.alive]
+        return [(rss_bytes(pid), part, " ".join(names(pid))) for part, root in alive for pid in descendants(root)]
 
     # -- nodes --------------------------------------------------------------------------------------------------------
 
@@ -309,9 +305,13 @@ class Bed:
         """Wait until the Node is Ready in its latest boot; with ready=False until its condition is anything but True."""
 
         def reached(event: Event) -> bool:
-            is_ready = event.kind != "DELETED" and _condition(event.object, "Ready") == "True"
+            is_ready = event.kind != "DELETED" and condition(event.object, "Ready") == "True"
             # Right after a power cut the Node still says what it said before.
-            return not is_ready if not ready else is_ready and _boot_id(event.object) == self.boot_id(node)
+            return (
+                not is_ready
+                if not ready
+                else is_ready and event.object["status"]["nodeInfo"]["bootID"] == self.boot_id(node)
+            )
 
         return self.api.until(f"/api/v1/nodes?fieldSelector=metadata.name={node}", reached, seconds)
 
@@ -391,22 +391,8 @@ class Bed:
         unshare = Process.load(self._pid_file(node))
         if unshare is None or not unshare.alive:
             raise BedError(f"{node} is off")
-        children = Path(f"/proc/{unshare.pid}/task/{unshare.pid}/children").read_text().split()
-        return int(children[0]) if children else unshare.pid
+        return next(iter(descendants(unshare.pid)[1:]), unshare.pid)
 
 
 def _within(namespace: str | None) -> list[str]:
     return ["--namespace", namespace] if namespace else []
-
-
-def _text(process: Process) -> str:
-    return f"{process.pid} {process.started}"
-
-
-def _boot_id(node: Object) -> str:
-    return str(node["status"]["nodeInfo"]["bootID"])
-
-
-def _condition(node: Object, kind: str) -> str:
-    conditions = node.get("status", {}).get("conditions", [])
-    return next((str(condition["status"]) for condition in conditions if condition["type"] == kind), "")

@@ -81,7 +81,7 @@ class Need:
 _CLUSTER = Need(
     packages=(
         "buildah", "ca-certificates", "containerd", "containernetworking-plugins", "curl", "docker-registry", "gcc", "iproute2",
-        "iptables", "libc6-dev", "mmdebstrap", "openssl", "procps", "runc", "zstd",
+        "iptables", "libc6-dev", "mmdebstrap", "mount", "openssl", "procps", "runc", "zstd",
     ),
     programs=("kubenode", "versitygw"),
     newer=(("trixie", "etcd-server"),),

@@ -47,17 +47,25 @@ class Process:
         return Process(pid=pid, started=int(fields[19]))
 
     @staticmethod
+    def parse(text: str) -> Process:
+        """What `str` made of one."""
+        pid, started = text.split()
+        return Process(pid=int(pid), started=int(started))
+
+    def __str__(self) -> str:
+        return f"{self.pid} {self.started}"
+
+    @staticmethod
     def load(file: Path) -> Process | None:
         """What `save` wrote there, or None."""
         try:
-            pid, started = file.read_text().split()
+            return Process.parse(file.read_text())
         except (FileNotFoundError, ValueError):
             return None
-        return Process(pid=int(pid), started=int(started))
 
     def save(self, file: Path) -> None:
         """Remember it for a later command."""
-        file.write_text(f"{self.pid} {self.started}")
+        file.write_text(str(self))
 
     @property
     def alive(self) -> bool:
@@ -128,12 +136,17 @@ def _reap(pid: int) -> None:
 
 
 def descendants(pid: int) -> list[int]:
-    """This pid and all that came from it, parents first."""
+    """This pid and all that came from it, parents first.
+
+    By everybody's parent: the kernel's lists of children (/proc/PID/task/*/children) skip some while others exit.
+    """
+    children: dict[int, list[int]] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and (fields := _stat(int(entry.name))):
+            children.setdefault(int(fields[1]), []).append(int(entry.name))
     found = [pid]
     for parent in found:
-        for children in Path(f"/proc/{parent}/task").glob("*/children"):
-            with suppress(FileNotFoundError, ProcessLookupError):
-                found += [int(child) for child in children.read_text().split()]
+        found += children.get(parent, [])
     return found
 
 
