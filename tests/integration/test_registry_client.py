@@ -17,17 +17,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.bed.registry import (
-    LAYER,
-    MANIFEST,
-    Compression,
-    Family,
-    Layer,
-    Registry,
-    RegistryError,
-    digest_of,
-    encode,
-)
+from tests.bed.layers import Compression, Layer
+from tests.bed.registry import LAYER, MANIFEST, Family, Registry, RegistryError, digest_of, encode
 
 pytestmark = pytest.mark.skipif(
     not shutil.which("docker-registry") or not shutil.which("zstd"), reason="docker-registry or zstd is not installed"
