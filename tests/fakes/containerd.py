@@ -74,6 +74,7 @@ class FakeContainerd:
     unpacks: bool = True
     pulled: list[tuple[str, str]] = field(default_factory=list)
     pulling: set[str] = field(default_factory=set)
+    pull_began: asyncio.Event = field(default_factory=asyncio.Event)
     cycles: int = 0
     gate: asyncio.Event | None = None  # a pull waits for it
     _streams: list[asyncio.Queue[ImageEvent | None]] = field(default_factory=list)
@@ -100,6 +101,7 @@ class FakeContainerd:
         await self._answer()
         self.pulled.append((name, handler))
         self.pulling.add(name)
+        self.pull_began.set()
         try:
             if self.gate:
                 await self.gate.wait()

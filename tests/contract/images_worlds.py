@@ -1,0 +1,300 @@
+"""Two worlds for the images contract: the in-memory twin, and a real containerd in front of a real registry.
+
+Both offer the same few verbs. The real one has its own root, state and socket, and a relay before the registry that can
+go away or stop halfway, so that a pull can be caught in the act.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from agent.images.client import ContainerdClient
+from agent.images.runtime import Runtime
+from tests.bed.registry import Layer, Registry
+from tests.fakes.containerd import FakeContainerd, make_image
+
+HOST = "registry.test"
+SNAPSHOTTER = "overlayfs"
+
+
+class Node(Runtime, Protocol):
+    """The runtime, and what only tests ask of it."""
+
+    async def present(self, name: str) -> bool: ...
+
+    async def remove(self, name: str) -> None: ...
+
+
+class World(Protocol):
+    """A node's containerd and the registry behind it."""
+
+    @property
+    def node(self) -> Node: ...
+
+    async def push(self, name: str, *, layers: int = 2, big: bool = False, index: bool = False) -> str:
+        """Put an image into the registry as HOST/`name`; return the digest of its tag."""
+        ...
+
+    async def forget(self, record: str) -> None:
+        """Delete one image record, as a person with ctr would."""
+        ...
+
+    async def drop_snapshot(self, chain_id: str) -> None: ...
+
+    def registry_leaves(self) -> None: ...
+
+    def block_layers(self) -> None:
+        """Let the registry stop in the middle of big layers from now on."""
+        ...
+
+    async def stuck(self) -> None:
+        """Return when a pull is under way and blocked."""
+        ...
+
+    async def idle(self) -> None:
+        """Return when the blocked pull fetches nothing any more."""
+        ...
+
+    async def stop(self) -> None:
+        """End containerd."""
+        ...
+
+
+class TwinWorld:
+    """The twin."""
+
+    def __init__(self) -> None:
+        self._fake = FakeContainerd()
+
+    @property
+    def node(self) -> FakeContainerd:
+        return self._fake
+
+    async def push(self, name: str, *, layers: int = 2, big: bool = False, index: bool = False) -> str:
+        image = make_image(name, layers, index=index)
+        self._fake.registry[f"{HOST}/{name}"] = image
+        return image.target
+
+    async def forget(self, record: str) -> None:
+        self._fake.forget(record)
+
+    async def drop_snapshot(self, chain_id: str) -> None:
+        self._fake.drop_snapshot(chain_id)
+
+    def registry_leaves(self) -> None:
+        self._fake.registry_away = True
+
+    def block_layers(self) -> None:
+        self._fake.gate = asyncio.Event()
+
+    async def stuck(self) -> None:
+        await self._fake.pull_began.wait()
+
+    async def idle(self) -> None:
+        assert not self._fake.pulling
+
+    async def stop(self) -> None:
+        self._fake.stop()
+
+
+class Relay:
+    """A TCP relay that passes at most `allowance` bytes of each connection to the client while it is blocked."""
+
+    def __init__(self, target: tuple[str, int]) -> None:
+        self._target = target
+        self._server: asyncio.Server | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._blocked: list[asyncio.Task[None]] = []
+        self.allowance: int | None = None
+        self.stuck = asyncio.Event()
+
+    async def start(self) -> int:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        port: int = self._server.sockets[0].getsockname()[1]
+        return port
+
+    def leave(self) -> None:
+        if self._server:
+            self._server.close()
+        for task in self._tasks:
+            task.cancel()
+
+    async def let_go(self) -> None:
+        """Return when every connection that was blocked has been given up by the client."""
+        await asyncio.wait(self._blocked)
+
+    async def end(self) -> None:
+        self.leave()
+        if self._tasks:
+            await asyncio.wait(list(self._tasks))
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        try:
+            upstream, to_upstream = await asyncio.open_connection(*self._target)
+            async with asyncio.TaskGroup() as both:
+                asking = both.create_task(self._pump(reader, to_upstream, None, task))
+                answering = both.create_task(self._pump(upstream, writer, self.allowance, task))
+                await asyncio.wait([asking, answering], return_when=asyncio.FIRST_COMPLETED)
+                asking.cancel()
+                answering.cancel()
+        except (OSError, asyncio.CancelledError, ExceptionGroup):
+            pass  # either side may hang up at any time, and so may the test
+        finally:
+            self._tasks.discard(task)
+            for each in (writer, to_upstream):
+                each.close()
+
+    async def _pump(
+        self,
+        source: asyncio.StreamReader,
+        sink: asyncio.StreamWriter,
+        allowance: int | None,
+        task: asyncio.Task[None],
+    ) -> None:
+        passed = 0
+        with suppress(OSError):
+            while block := await source.read(1 << 16):
+                passed += len(block)
+                if allowance is not None and passed > allowance:
+                    self._blocked.append(task)
+                    self.stuck.set()
+                    await asyncio.Event().wait()
+                sink.write(block)
+                await sink.drain()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RealWorld:
+    """A real containerd, with its relay and registry."""
+
+    client: ContainerdClient
+    registry: Registry
+    relay: Relay
+    process: asyncio.subprocess.Process
+
+    @property
+    def node(self) -> ContainerdClient:
+        return self.client
+
+    async def push(self, name: str, *, layers: int = 2, big: bool = False, index: bool = False) -> str:
+        repository, _, tag = name.rpartition(":")
+        size_bytes = (4 << 20) if big else 1000
+        wanted = [Layer(size_bytes=size_bytes, seed=f"{name}/{n}") for n in range(layers)]
+        platforms = ["linux/arm64", "linux/amd64"] if index else []
+        return await asyncio.to_thread(self.registry.make_image, repository, tag, wanted, platforms=platforms)
+
+    async def forget(self, record: str) -> None:
+        await self._ctr("images", "rm", record)
+
+    async def drop_snapshot(self, chain_id: str) -> None:
+        await self._ctr("snapshots", "rm", chain_id)
+
+    def registry_leaves(self) -> None:
+        self.relay.leave()
+
+    def block_layers(self) -> None:
+        self.relay.allowance = 1 << 20
+
+    async def stuck(self) -> None:
+        await self.relay.stuck.wait()
+
+    async def idle(self) -> None:
+        await self.relay.let_go()
+
+    async def stop(self) -> None:
+        self.process.terminate()
+        await self.process.wait()
+
+    async def _ctr(self, *arguments: str) -> None:
+        command = ["ctr", "-a", self.client.socket, "-n", "k8s.io", *arguments]
+        process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.DEVNULL)
+        assert await process.wait() == 0, command
+
+
+def why_not_real() -> str | None:
+    """One line why the real world cannot be had here."""
+    if os.geteuid() != 0:
+        return "a real containerd needs root"
+    lacking = [name for name in ("containerd", "ctr", "docker-registry") if shutil.which(name) is None]
+    return f"not installed: {', '.join(lacking)}" if lacking else None
+
+
+@contextmanager
+def real_registry(directory: Path) -> Iterator[Registry]:
+    """Run docker-registry on a free port of the loopback."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    (directory / "registry.yml").write_text(
+        f"version: 0.1\nstorage: {{filesystem: {{rootdirectory: {directory}/blobs}}, delete: {{enabled: true}}}}\n"
+        f"http: {{addr: {address}}}\n"
+    )
+    with (directory / "registry.log").open("wb") as log:
+        process = subprocess.Popen(["docker-registry", "serve", directory / "registry.yml"], stdout=log, stderr=log)
+    try:
+        _wait_for_port(process, *address.split(":"))
+        yield Registry(address)
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def _wait_for_port(process: subprocess.Popen[bytes], host: str, port: str) -> None:
+    deadline = time.monotonic() + 30
+    while process.poll() is None and time.monotonic() < deadline:
+        with suppress(OSError), socket.create_connection((host, int(port)), timeout=1):
+            return
+        time.sleep(0.02)
+    raise RuntimeError("docker-registry did not start")
+
+
+def _wait_for_socket(address: Path) -> None:
+    deadline = time.monotonic() + 30
+    while not address.exists():
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"containerd did not start: see {address.parent}/containerd.log")
+        time.sleep(0.02)
+
+
+@asynccontextmanager
+async def real_world(directory: Path, registry: Registry) -> AsyncIterator[RealWorld]:
+    """Run containerd with all its state below `directory` (short: a socket's path has 107 bytes)."""
+    relay = Relay((registry.host, registry.port))
+    port = await relay.start()
+    hosts = directory / "certs.d" / HOST / "hosts.toml"
+    hosts.parent.mkdir(parents=True)
+    url = f"http://127.0.0.1:{port}"
+    hosts.write_text(f'server = "{url}"\n[host."{url}"]\n')
+    address = directory / "c.sock"
+    (directory / "config.toml").write_text(
+        f'version = 2\nroot = "{directory}/root"\nstate = "{directory}/state"\n[grpc]\naddress = "{address}"\n'
+        f'[plugins."io.containerd.grpc.v1.cri".registry]\nconfig_path = "{directory}/certs.d"\n'
+        '[plugins."io.containerd.grpc.v1.cri".cni]\n'
+        f'bin_dir = "{directory}/cni"\nconf_dir = "{directory}/cni"\n'
+    )
+    command = ["containerd", "-c", f"{directory}/config.toml"]
+    with (directory / "containerd.log").open("wb") as log:
+        process = await asyncio.create_subprocess_exec(*command, stdout=log, stderr=log)
+    client = ContainerdClient(str(address))
+    try:
+        await asyncio.to_thread(_wait_for_socket, address)
+        yield RealWorld(client=client, registry=registry, relay=relay, process=process)
+    finally:
+        await client.close()
+        if process.returncode is None:
+            process.terminate()
+        await process.wait()
+        await relay.end()
