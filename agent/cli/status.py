@@ -39,6 +39,10 @@ def run(options: argparse.Namespace) -> int:
     """Print the status; 0 also if nothing is warm, 1 if nobody could be asked."""
     socket = options.socket or (None if options.fleet or options.node else _found_socket())
     if socket:
+        if not socket.exists():
+            raise PrewarmError(
+                f"no agent on this machine: {socket} is not there (see the agent's run_dir, or use --fleet)"
+            )
         status = asyncio.run(_ask_agent(socket))
         print(json.dumps(status, indent=1) if options.json else "\n".join(node_text(status, datetime.now(UTC))))
         return 0
@@ -60,8 +64,6 @@ def _found_socket() -> Path | None:
 async def _ask_agent(socket: Path) -> dict[str, Any]:
     from agent.node.local_client import LocalClient
 
-    if not socket.exists():
-        raise PrewarmError(f"no agent on this machine: {socket} is not there (the agent's run_dir, or use --fleet)")
     async with LocalClient(socket) as client:
         return node_status(await client.status())
 
