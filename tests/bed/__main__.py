@@ -33,6 +33,8 @@ def main() -> int:
 
 def _run(options: argparse.Namespace) -> int:
     bed = Bed(options.work)
+    if options.command not in ("up", "down") and not (bed.work / "bed.json").exists():
+        raise BedError(f"no bed in {bed.work}: `python -m tests.bed --work {options.work} up` first")
     match options.command:
         case "up":
             _up(options)

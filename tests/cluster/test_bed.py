@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -56,6 +57,13 @@ def test_a_pod_from_a_pushed_image_runs_on_each_node(bed: Bed, namespace: str) -
         assert started["spec"]["nodeName"] == node
         assert started["status"]["containerStatuses"][0]["imageID"] == f"registry.bed/sleeper@{digest}"
         assert "registry.bed/sleeper:1" in bed.exec(node, ["ctr", "-n", "k8s.io", "images", "ls", "-q"])
+
+
+def test_pods_are_reached_from_the_machine(bed: Bed, namespace: str) -> None:
+    started = start_pod(bed, namespace, pod("target", "node-2"))
+
+    with pytest.raises(ConnectionRefusedError):  # by the pod, where nothing listens: not a timeout, not "no route"
+        socket.create_connection((started["status"]["podIP"], 9), timeout=5)
 
 
 def test_kubectl_raises_with_what_it_said(bed: Bed) -> None:
