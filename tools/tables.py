@@ -28,7 +28,7 @@ def settings_table() -> str:
 
 def metrics_table() -> str:
     """Return the table of all metrics."""
-    from agent.observe.metrics import CATALOGUE
+    from agent.observe.catalogue import CATALOGUE
 
     return table(
         ("metric", "kind", "labels", "meaning"),
