@@ -20,7 +20,8 @@ from typing import Protocol
 
 from agent.images.client import ContainerdClient
 from agent.images.runtime import Runtime
-from tests.bed.registry import Layer, Registry
+from tests.bed.layers import Layer
+from tests.bed.registry import Registry
 from tests.fakes.containerd import FakeContainerd, make_image
 
 HOST = "registry.test"

@@ -1,0 +1,76 @@
+"""Where the images of a registry host are fetched from: a `hosts.toml` directory, read as containerd reads it.
+
+Source: containerd docs/hosts.md. Understood here: `server`, `[host."URL"]` in order, `capabilities`, `override_path`.
+Plain http only where a URL says so.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote, urlsplit
+
+from agent.core.errors import Permanent
+
+_DOCKER_HUB = "registry-1.docker.io"  # what docker.io stands for
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RegistryHost:
+    """One place to ask: `base` is the URL up to and including `/v2`, `name` the host that credentials are kept for.
+
+    A mirror is told in `query` whose image is meant, as containerd does.
+    """
+
+    base: str
+    name: str
+    query: str = ""
+
+
+def registry_hosts(directory: Path, host: str) -> tuple[RegistryHost, ...]:
+    """Return the places to ask for images of `host`, in order; at least one. Reads files: not for the event loop.
+
+    Raises:
+        Permanent: a hosts.toml is malformed.
+    """
+    file = next((f for f in _candidates(directory, host) if f.is_file()), None)
+    official = _DOCKER_HUB if host == "docker.io" else host
+    if file is None:
+        return (RegistryHost(base=f"https://{official}/v2", name=host),)
+    try:
+        content = tomllib.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise Permanent(f"cannot read {file}: {error}") from error
+    mirrors = content.get("host", {})
+    server = content.get("server", f"https://{official}")
+    if not isinstance(mirrors, Mapping) or not isinstance(server, str):
+        raise Permanent(f"cannot read {file}: [host] must be tables and server a URL")
+    hosts = [_host(file, url, table, host) for url, table in mirrors.items() if _resolves(table)]
+    return tuple(dict.fromkeys([*hosts, _host(file, server, content, host)]))
+
+
+def _candidates(directory: Path, host: str) -> Iterator[Path]:
+    """A port's colon may be written as `_port_`, where a file system forbids colons."""
+    name, colon, port = host.rpartition(":")
+    for each in (host, f"{name}_{port}_" if colon else host, "_default"):
+        yield directory / each / "hosts.toml"
+
+
+def _resolves(table: object) -> bool:
+    return isinstance(table, Mapping) and "resolve" in table.get("capabilities", ("resolve",))
+
+
+def _host(file: Path, url: str, table: Mapping[str, object], host: str) -> RegistryHost:
+    url = url.rstrip("/")
+    if "://" not in url:
+        url = f"https://{url}"
+    if not url.startswith(("https://", "http://")):
+        raise Permanent(f"cannot read {file}: {url} is neither https:// nor http://")
+    whole = table.get("override_path") is True or url.endswith("/v2")
+    at = urlsplit(url).netloc
+    own = at == (_DOCKER_HUB if host == "docker.io" else host)
+    return RegistryHost(
+        base=url if whole else f"{url}/v2", name=host if own else at, query="" if own else f"?ns={quote(host)}"
+    )
