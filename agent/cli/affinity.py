@@ -98,11 +98,11 @@ def waiting(key: EndpointKey, *, image: str, container: str) -> Json:
             _from_field("POD_UID", "metadata.uid"),
             _from_field("PREWARM_MODELS", f"metadata.annotations['{ANNOTATION_MODELS}']"),
         ],
-        "volumeMounts": [models, seen, sockets],
+        "volumeMounts": [models, seen, sockets],  # dict() below: YAML would write the second use as an alias
     }
     return {
         "initContainers": [init],
-        "containers": [{"name": container, "volumeMounts": [models, seen]}],
+        "containers": [{"name": container, "volumeMounts": [dict(models), dict(seen)]}],
         "volumes": [
             {"name": "prewarm-models", "emptyDir": {}},
             {"name": "prewarm-view", "hostPath": {"path": view, "type": "DirectoryOrCreate"}},
@@ -142,4 +142,6 @@ def _comments(key: EndpointKey, args: Namespace, workload: str) -> Iterator[str]
     else:
         yield "Pods stay Pending while no node is ready, so also while prewarm is down."
     if args.wait:
+        container = args.container or workload
+        yield f"The serving container is taken to be called {container}; --container NAME says otherwise."
         yield f"The pod template needs the annotation {ANNOTATION_MODELS} and the label {LABEL_ENDPOINT_NAME}: {key.name}."
