@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from typing import Protocol
+from collections.abc import Callable
+from typing import Generic, Protocol, TypeVar
+
+from agent.core.latest import Latest
+
+T = TypeVar("T")
 
 
 class Service(Protocol):
@@ -26,6 +31,20 @@ class Stopped(Exception):
 
 class ServiceReturned(RuntimeError):
     """A service returned although services never do."""
+
+
+class Relay(Generic[T]):
+    """Applies a function to the newest value of a cell, now and at each change: one cell derived from another."""
+
+    def __init__(self, name: str, source: Latest[T], apply: Callable[[T], None]) -> None:
+        self.name = name
+        self._source = source
+        self._apply = apply
+
+    async def run(self) -> None:
+        """Apply until cancelled."""
+        async for value in self._source.follow():
+            self._apply(value)
 
 
 async def forever(service: Service) -> None:
