@@ -16,8 +16,7 @@ Counted = Callable[[str, PrewarmError | None], None]
 class AgentWriter:
     """Writes by PATCH only. `counted` is told each write by kind of object, with the error if it failed."""
 
-    def __init__(self, api: KubeApi, counted: T = TypeVar("T")
-Counted = lambda _kind, _error: None) -> None:
+    def __init__(self, api: KubeApi, counted: Counted = lambda _kind, _error: None) -> None:
         self._api = api
         self._counted = counted
 
