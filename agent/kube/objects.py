@@ -198,3 +198,11 @@ class LeaseView:
     renewed: str = ""
     acquired: str = ""
     transitions: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RuntimeClassView:
+    """A RuntimeClass: pods name the class, the container runtime knows the handler."""
+
+    name: str
+    handler: str = ""

@@ -22,6 +22,7 @@ from agent.kube.objects import (
     NodeWarmupView,
     PodSpecView,
     PodView,
+    RuntimeClassView,
     Taint,
     Toleration,
     WorkloadView,
@@ -145,6 +146,11 @@ def parse_lease(item: Json) -> LeaseView:
         acquired=_text(spec, "acquireTime"),
         transitions=_whole(spec, "leaseTransitions"),
     )
+
+
+def parse_runtime_class(item: Json) -> RuntimeClassView:
+    """Parse a RuntimeClass."""
+    return RuntimeClassView(name=_text(_map(item, "metadata"), "name"), handler=_text(item, "handler"))
 
 
 def parse_pod_spec(spec: Json) -> PodSpecView:

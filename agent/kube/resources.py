@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from agent.core.names import GROUP, VERSION
 from agent.kube.api import Resource
-from agent.kube.objects import EventView, LeaseView, NodeView, NodeWarmupView, PodView, WorkloadView
+from agent.kube.objects import EventView, LeaseView, NodeView, NodeWarmupView, PodView, RuntimeClassView, WorkloadView
 from agent.kube.parse import (
     parse_event,
     parse_lease,
     parse_node,
     parse_nodewarmup,
     parse_pod,
+    parse_runtime_class,
     workload_parser,
 )
 
@@ -26,4 +27,7 @@ STATEFULSETS: Resource[WorkloadView] = Resource(
 )
 NODEWARMUPS: Resource[NodeWarmupView] = Resource(
     group=f"apis/{GROUP}/{VERSION}", plural="nodewarmups", parse=parse_nodewarmup, namespaced=False
+)
+RUNTIMECLASSES: Resource[RuntimeClassView] = Resource(
+    group="apis/node.k8s.io/v1", plural="runtimeclasses", parse=parse_runtime_class, namespaced=False
 )

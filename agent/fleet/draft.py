@@ -1,0 +1,183 @@
+"""One plan for the whole fleet: workloads, nodes and resolved versions in; an assignment for each node and what to tell people out.
+
+`Drafter` decides nothing that its inputs do not say; it only remembers how it read an unchanged workload, because cron expressions
+cost milliseconds each.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import TypeVar
+
+from agent.core.assignment import Assignment, EndpointWant, ImageWant, ModelWant, Window, Workload
+from agent.core.refs import EndpointKey, ImageRef, ModelUri
+from agent.demand.annotations import read_endpoint, refuse_duplicates
+from agent.demand.endpoint import DemandDefaults, Endpoint, EndpointReading, Problem, ProblemKind, WorkloadRef
+from agent.demand.windows import windows
+from agent.fleet.placement import place
+from agent.fleet.resolutions import Resolutions
+from agent.kube.events import Announcement, EventType
+from agent.kube.objects import NodeView, NodeWarmupView, ObjectRef, WorkloadView
+
+T = TypeVar("T", ModelUri, ImageRef)
+
+_READ_AGAIN = timedelta(hours=6)  # `windows` moves its edges in these steps, counted from midnight UTC
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FleetState:
+    """Everything a plan rests on. `handlers` maps RuntimeClass names to what the container runtime calls them."""
+
+    workloads: tuple[WorkloadView, ...] = ()
+    nodes: tuple[NodeView, ...] = ()
+    warmups: Mapping[str, NodeWarmupView] = field(default_factory=dict)
+    handlers: Mapping[str, str] = field(default_factory=dict)
+    resolutions: Resolutions = field(default_factory=Resolutions)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Draft:
+    """The plan. `assignments` has every node that exists; `models` and `images` are to be resolved for those windows."""
+
+    assignments: Mapping[str, Assignment] = field(default_factory=dict)
+    announcements: frozenset[Announcement] = frozenset()
+    models: Mapping[ModelUri, tuple[Window, ...]] = field(default_factory=dict)
+    images: Mapping[ImageRef, tuple[Window, ...]] = field(default_factory=dict)
+    endpoints: int = 0
+    wake_at: datetime | None = None  # when the same state would give another plan
+
+
+@dataclass(frozen=True, slots=True)
+class _Dated:
+    endpoint: Endpoint
+    windows: tuple[Window, ...]
+    until: datetime
+
+
+class Drafter:
+    """Makes drafts; safe to call from a thread, one call at a time."""
+
+    def __init__(self, defaults: DemandDefaults) -> None:
+        self._defaults = defaults
+        self._readings: dict[str, tuple[WorkloadView, EndpointReading]] = {}
+        self._windows: dict[EndpointKey, _Dated] = {}
+        self._wants: dict[EndpointKey, EndpointWant] = {}
+
+    def draft(self, state: FleetState, now: datetime) -> Draft:
+        """Return the plan for this state at `now` (aware)."""
+        readings = refuse_duplicates(self._read(state.workloads))
+        endpoints = [r.endpoint for r in readings if r.endpoint]
+        self._windows = {e.key: self._date(e, now) for e in endpoints}
+        told = {_announce(r.workload, p) for r in readings for p in r.problems}
+        told |= {_tell(e.workload, "Unresolved", m) for e in endpoints for m in _unresolved(e, state.resolutions)}
+        wants = self._wants = {e.key: self._same(w) for e in endpoints if (w := self._want(e, state))}
+        previous = {
+            w.name: tuple(e.key for e in w.assignment.endpoints) for w in state.warmups.values() if w.assignment
+        }
+        placement = place([e for e in endpoints if e.key in wants], state.nodes, previous)
+        where = {e.key: e.workload for e in endpoints}
+        told |= {_tell(where[k], "Unplaceable", reason) for k, reason in placement.unplaced.items()}
+        return Draft(
+            assignments={
+                node: Assignment(node=node, endpoints=tuple(wants[k] for k in keys))
+                for node, keys in placement.assigned.items()
+            },
+            announcements=frozenset(told),
+            models=self._needed((e.key, tuple(m.uri for m in e.models)) for e in endpoints),
+            images=self._needed((e.key, tuple(i for i in e.images if not i.digest)) for e in endpoints),
+            endpoints=len(endpoints),
+            wake_at=min((d.until for d in self._windows.values()), default=None),
+        )
+
+    def _read(self, workloads: Iterable[WorkloadView]) -> list[EndpointReading]:
+        before, self._readings = self._readings, {}
+        for workload in workloads:
+            key = f"{workload.kind}/{workload.namespace}/{workload.name}"
+            old = before.get(key)
+            same = old is not None and (old[0] is workload or old[0] == workload)
+            reading = old[1] if old and same else read_endpoint(workload, self._defaults)
+            self._readings[key] = (workload, reading)
+        return [reading for _, reading in self._readings.values()]
+
+    def _date(self, endpoint: Endpoint, now: datetime) -> _Dated:
+        old = self._windows.get(endpoint.key)
+        if old and old.endpoint is endpoint and now < old.until:
+            return old
+        found = windows(endpoint, now)
+        midnight = now.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+        step = midnight + (1 + (now - midnight) // _READ_AGAIN) * _READ_AGAIN
+        return _Dated(endpoint, found, min([step, *(w.until for w in found[:1])]))
+
+    def _want(self, endpoint: Endpoint, state: FleetState) -> EndpointWant | None:
+        """Return what the endpoint needs on each of its nodes; None while the version of one of its models is unknown.
+
+        An image whose digest is unknown stays, by its tag: the node may hold credentials for it that the planner lacks.
+        """
+        models = []
+        for source in endpoint.models:
+            found = state.resolutions.models.get(source.uri)
+            if found is None or found.value is None:
+                return None
+            v = found.value
+            models.append(
+                ModelWant(name=source.name, uri=source.uri, digest=v.digest, size_bytes=v.size_bytes, files=v.files)
+            )
+        if not models and not endpoint.images:
+            return None  # nothing to keep warm
+        runtime = endpoint.runtime_class
+        return EndpointWant(
+            key=endpoint.key,
+            workload=Workload(kind=endpoint.workload.kind, name=endpoint.workload.name),
+            priority=endpoint.priority,
+            gpus=endpoint.gpus,
+            runtime_handler=state.handlers.get(runtime, runtime),
+            images=tuple(ImageWant(ref=i, digest=_digest(i, state.resolutions)) for i in endpoint.images),
+            models=tuple(models),
+            windows=self._windows[endpoint.key].windows,
+            container=endpoint.container,
+            metrics=endpoint.metrics,
+        )
+
+    def _same(self, want: EndpointWant) -> EndpointWant:
+        """Return the object of the last draft if it is equal: comparing two plans is then mostly comparing identities."""
+        old = self._wants.get(want.key)
+        return old if old == want and old is not None else want
+
+    def _needed(self, items: Iterable[tuple[EndpointKey, tuple[T, ...]]]) -> Mapping[T, tuple[Window, ...]]:
+        needed: defaultdict[T, set[Window]] = defaultdict(set)
+        for key, names in items:
+            for name in names:
+                needed[name].update(self._windows[key].windows)
+        return {name: tuple(sorted(found)) for name, found in needed.items()}
+
+
+def _digest(image: ImageRef, resolutions: Resolutions) -> str:
+    if image.digest:
+        return image.digest
+    found = resolutions.images.get(image)
+    return (found.value or "") if found else ""
+
+
+def _unresolved(endpoint: Endpoint, resolutions: Resolutions) -> list[str]:
+    models = [resolutions.models.get(m.uri) for m in endpoint.models]
+    images = [resolutions.images.get(i) for i in endpoint.images]
+    return [found.telling for found in (*models, *images) if found and found.telling]
+
+
+def _announce(workload: WorkloadRef, problem: Problem) -> Announcement:
+    kind = EventType.NORMAL if problem.kind is ProblemKind.NOTE else EventType.WARNING
+    return _tell(workload, str(problem.kind), problem.message, kind)
+
+
+def _tell(workload: WorkloadRef, reason: str, message: str, kind: EventType = EventType.WARNING) -> Announcement:
+    about = ObjectRef(
+        api_version=workload.api_version,
+        kind=workload.kind,
+        namespace=workload.namespace,
+        name=workload.name,
+        uid=workload.uid,
+    )
+    return Announcement(about=about, reason=reason, message=message, type=kind)

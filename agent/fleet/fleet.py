@@ -1,0 +1,136 @@
+"""The planner process as one service: follow the cluster while leading, and only then.
+
+A follower does nothing but ask for the Lease; the new leader lists everything, sweeps stale claims, then plans.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import timedelta
+
+from agent.config import Settings
+from agent.core.clock import Clock
+from agent.core.latest import Latest, Signal
+from agent.core.refs import ModelUri
+from agent.core.service import Service, forever
+from agent.demand.endpoint import DemandDefaults
+from agent.fleet.draft import Drafter
+from agent.fleet.planner import Planner, Plans
+from agent.fleet.publish import Publisher, PublishReport
+from agent.fleet.resolutions import ImageResolver, ModelResolver, ResolvedModel, from_warmups
+from agent.fleet.resolve import Resolver
+from agent.fleet.sources import Sources, watches
+from agent.fleet.withdraw import Withdrawer, WithdrawReport
+from agent.kube.api import KubeApi
+from agent.kube.events import EventWriter
+from agent.kube.lease import LeaderElector
+
+_LEASE = "prewarm-planner"
+
+
+class Fleet:
+    """A service. The three reports outlive a change of leader, for metrics."""
+
+    name = "fleet"
+
+    def __init__(
+        self,
+        api: KubeApi,
+        settings: Settings,
+        *,
+        identity: str,
+        models: ModelResolver,
+        images: ImageResolver,
+        clock: Clock,
+    ) -> None:
+        """`identity` is unique among the replicas: the pod's name."""
+        self.withdrawals: Latest[WithdrawReport] = Latest(WithdrawReport())
+        self.publishing: Latest[PublishReport] = Latest(PublishReport())
+        self.leading: Latest[bool] = Latest(False)
+        self._api, self._settings, self._identity, self._clock = api, settings, identity, clock
+        self._models, self._images = models, images
+
+    async def run(self) -> None:
+        """Run until cancelled; gives the Lease back then."""
+        if not self._settings.leader_elect:
+            await self.lead()
+        elector = LeaderElector(
+            self._api,
+            namespace=self._settings.namespace,
+            name=_LEASE,
+            identity=self._identity,
+            clock=self._clock,
+        )
+        await elector.run(self.lead)
+
+    async def lead(self) -> None:
+        """Plan for the fleet until cancelled; starts from nothing but the cluster's state."""
+        self.leading.set(True)
+        try:
+            sources = Sources()
+            async with asyncio.TaskGroup() as tasks:
+                for watch in watches(sources, self._api, self._settings.namespace, self._clock):
+                    tasks.create_task(forever(watch), name=watch.name)
+                await _synced(sources)
+                for service in self._services(sources):
+                    tasks.create_task(forever(service), name=service.name)
+        finally:
+            self.leading.set(False)
+
+    def _services(self, sources: Sources) -> list[Service]:
+        s, clock = self._settings, self._clock
+        known = from_warmups(sources.warmups.get().items.values())
+        plans = Plans(models=Latest(known.models), images=Latest(known.images))
+        withdrawer = Withdrawer(
+            self._api,
+            sources,
+            self.withdrawals,
+            clock=clock,
+            grace=timedelta(seconds=s.grace_seconds),
+            brake=s.brake,
+        )
+        drafter = Drafter(DemandDefaults(timezone=s.timezone, sources=s.sources))
+        refresh = timedelta(seconds=s.resolve_seconds)
+
+        async def model(uri: ModelUri) -> ResolvedModel:
+            digest, size_bytes, files = await self._models.resolve(uri)
+            return ResolvedModel(digest=digest, size_bytes=size_bytes, files=files)
+
+        return [
+            withdrawer,
+            Planner(sources, plans, drafter, clock=clock, ready=withdrawer.swept.wait),
+            Resolver(
+                "resolve models",
+                model,
+                wants=plans.model_wants,
+                results=plans.models,
+                refresh=refresh,
+                clock=clock,
+            ),
+            Resolver(
+                "resolve images",
+                self._images.resolve,
+                wants=plans.image_wants,
+                results=plans.images,
+                refresh=refresh,
+                clock=clock,
+            ),
+            Publisher(self._api, sources, plans.desired, self.publishing, clock=clock),
+            EventWriter(
+                self._api,
+                plans.standing,
+                component="prewarm-planner",
+                instance=self._identity,
+                clock=clock,
+            ),
+        ]
+
+
+async def _synced(sources: Sources) -> None:
+    signal = Signal()
+    sources.attach(signal)
+    try:
+        while not sources.synced:
+            await signal.wait()
+    finally:
+        sources.detach(signal)

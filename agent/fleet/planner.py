@@ -1,0 +1,95 @@
+"""The planner's loop: whenever the cluster, a version or a window changes, draft the whole plan again and hand it on."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from agent.core.assignment import Assignment, Window
+from agent.core.clock import Clock
+from agent.core.latest import Latest, Signal
+from agent.core.refs import ImageRef, ModelUri
+from agent.fleet.draft import Draft, Drafter
+from agent.fleet.resolutions import Resolution, Resolutions, ResolvedModel
+from agent.fleet.sources import Sources
+from agent.kube.events import Announcement
+
+log = logging.getLogger(__name__)
+
+_DEBOUNCE_SECONDS = 0.2
+_LEAST_WAIT_SECONDS = 60.0  # windows that end close together are one write
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plans:
+    """The planner's cells: what is to be resolved and what was, and the plan's two outcomes."""
+
+    model_wants: Latest[Mapping[ModelUri, tuple[Window, ...]]] = field(default_factory=lambda: Latest({}))
+    image_wants: Latest[Mapping[ImageRef, tuple[Window, ...]]] = field(default_factory=lambda: Latest({}))
+    models: Latest[Mapping[ModelUri, Resolution[ResolvedModel]]] = field(default_factory=lambda: Latest({}))
+    images: Latest[Mapping[ImageRef, Resolution[str]]] = field(default_factory=lambda: Latest({}))
+    desired: Latest[Mapping[str, Assignment] | None] = field(default_factory=lambda: Latest(None))
+    standing: Latest[Collection[Announcement]] = field(default_factory=lambda: Latest(frozenset()))
+    endpoints: Latest[int] = field(default_factory=lambda: Latest(0))
+
+
+class Planner:
+    """A service that turns `sources` and resolved versions into `plans`."""
+
+    name = "planner"
+
+    def __init__(
+        self,
+        sources: Sources,
+        plans: Plans,
+        drafter: Drafter,
+        *,
+        clock: Clock,
+        ready: Callable[[], Awaitable[object]],
+    ) -> None:
+        """`ready` returns when planning may begin: after the first sweep of stale claims."""
+        self._sources, self._plans, self._drafter = sources, plans, drafter
+        self._clock, self._ready = clock, ready
+
+    async def run(self) -> None:
+        """Run until cancelled."""
+        signal = Signal()
+        self._sources.attach(signal)
+        self._plans.models.attach(signal)
+        self._plans.images.attach(signal)
+        try:
+            await self._ready()
+            while True:
+                wait = await self._cycle()
+                await signal.wait(wait)
+                await self._clock.sleep(_DEBOUNCE_SECONDS)
+        finally:
+            self._sources.detach(signal)
+            self._plans.models.detach(signal)
+            self._plans.images.detach(signal)
+
+    async def _cycle(self) -> float | None:
+        if not self._sources.synced:
+            return None
+        now, began = self._clock.now(), self._clock.monotonic()
+        resolutions = Resolutions(models=self._plans.models.get(), images=self._plans.images.get())
+        # In a thread: a large fleet takes seconds, and the Lease must be renewed meanwhile.
+        draft = await asyncio.to_thread(self._drafter.draft, self._sources.state(resolutions), now)
+        log.debug("planned", extra={"endpoints": draft.endpoints, "seconds": self._clock.monotonic() - began})
+        self._hand_on(draft)
+        return seconds_until(draft.wake_at, self._clock.now())
+
+    def _hand_on(self, draft: Draft) -> None:
+        self._plans.model_wants.set(draft.models)
+        self._plans.image_wants.set(draft.images)
+        self._plans.standing.set(draft.announcements)
+        self._plans.endpoints.set(draft.endpoints)
+        self._plans.desired.set(draft.assignments)
+
+
+def seconds_until(wake_at: datetime | None, now: datetime) -> float | None:
+    """Return how long to wait for the next boundary of a window, at least a minute; None if there is none."""
+    return max(_LEAST_WAIT_SECONDS, (wake_at - now).total_seconds()) if wake_at else None

@@ -1,0 +1,74 @@
+"""What the planner sees of the cluster: one cell and one watch a kind."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from agent.core.clock import Clock
+from agent.core.latest import Latest, Signal
+from agent.core.names import PREFIX
+from agent.fleet.draft import FleetState
+from agent.fleet.resolutions import Resolutions
+from agent.kube.api import KubeApi
+from agent.kube.objects import NodeView, NodeWarmupView, PodView, RuntimeClassView, WorkloadView
+from agent.kube.resources import DEPLOYMENTS, NODES, NODEWARMUPS, PODS, RUNTIMECLASSES, STATEFULSETS
+from agent.kube.watch import Listing, Selection, Watch
+
+AGENT_LABELS = "app.kubernetes.io/name=prewarm,app.kubernetes.io/component=agent"  # as in deploy/daemonset.yaml
+
+
+class Sources:
+    """The cells. `agents` are the pods of the agent's DaemonSet."""
+
+    def __init__(self) -> None:
+        self.deployments: Latest[Listing[WorkloadView]] = Latest(Listing())
+        self.statefulsets: Latest[Listing[WorkloadView]] = Latest(Listing())
+        self.nodes: Latest[Listing[NodeView]] = Latest(Listing())
+        self.warmups: Latest[Listing[NodeWarmupView]] = Latest(Listing())
+        self.runtime_classes: Latest[Listing[RuntimeClassView]] = Latest(Listing())
+        self.agents: Latest[Listing[PodView]] = Latest(Listing())
+
+    @property
+    def synced(self) -> bool:
+        """True once everything a plan rests on has been listed completely."""
+        return all(cell.get().synced for cell in self._planned())
+
+    def attach(self, signal: Signal) -> None:
+        """Have `signal` fired by every change that a plan rests on."""
+        for cell in self._planned():
+            cell.attach(signal)
+
+    def detach(self, signal: Signal) -> None:
+        """Undo `attach`."""
+        for cell in self._planned():
+            cell.detach(signal)
+
+    def state(self, resolutions: Resolutions) -> FleetState:
+        """Return what a plan rests on, as it is now."""
+        return FleetState(
+            workloads=(*self.deployments.get().items.values(), *self.statefulsets.get().items.values()),
+            nodes=tuple(self.nodes.get().items.values()),
+            warmups=self.warmups.get().items,
+            handlers={c.name: c.handler for c in self.runtime_classes.get().items.values()},
+            resolutions=resolutions,
+        )
+
+    def _planned(self) -> tuple[Latest[Any], ...]:
+        return (self.deployments, self.statefulsets, self.nodes, self.warmups, self.runtime_classes)
+
+
+def annotated(workload: WorkloadView) -> bool:
+    """Say whether a workload carries any annotation of ours; the others are not kept in memory."""
+    return any(key.startswith(PREFIX) for key in (*workload.annotations, *workload.template_annotations))
+
+
+def watches(sources: Sources, api: KubeApi, namespace: str, clock: Clock) -> Iterator[Watch[Any]]:
+    """Return the services that fill the cells; `namespace` is the agents'."""
+    yield Watch(api, DEPLOYMENTS, sources.deployments, clock=clock, keep=annotated)
+    yield Watch(api, STATEFULSETS, sources.statefulsets, clock=clock, keep=annotated)
+    yield Watch(api, NODES, sources.nodes, clock=clock)
+    yield Watch(api, NODEWARMUPS, sources.warmups, clock=clock)
+    yield Watch(api, RUNTIMECLASSES, sources.runtime_classes, clock=clock)
+    agents = Selection(namespace=namespace, labels=AGENT_LABELS)
+    yield Watch(api, PODS, sources.agents, clock=clock, select=agents)

@@ -1,0 +1,134 @@
+"""Which nodes claim what nobody stands behind any more, and how fast the planner may act on it. Pure.
+
+A node claims if it carries a label `endpoint.prewarm.dev/…` or `prewarm.dev/gpu`, or one of our conditions that is not
+Unknown. Its claims are stale
+
+- at once, if its Node is not Ready, or the claims were made in another boot than the kubelet reports;
+- after a grace period, if no agent pod on it is Ready (a rolling update restarts agents within it).
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from agent.core.names import ANNOTATION_BOOT_ID, CONDITION_CACHE, CONDITION_GPU, ENDPOINT_PREFIX, LABEL_GPU
+from agent.kube.objects import NodeView, PodView
+
+BRAKE_WINDOW = timedelta(minutes=1)
+_CONDITIONS = (CONDITION_GPU, CONDITION_CACHE)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stale:
+    """Why a node's claims are withdrawn: a CamelCase reason for the conditions, and a sentence."""
+
+    node: str
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentState:
+    """A node's agent: since when no pod of it has been Ready (None while one is), and whether there is a pod at all."""
+
+    unready_since: datetime | None = None
+    exists: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """What is stale now, and when more will be if nothing changes."""
+
+    stale: tuple[Stale, ...] = ()
+    claiming: int = 0
+    wake_at: datetime | None = None
+
+
+def claimed_labels(node: NodeView) -> tuple[str, ...]:
+    """Return the labels by which a node claims something."""
+    return tuple(k for k in node.labels if k == LABEL_GPU or k.startswith(ENDPOINT_PREFIX))
+
+
+def claimed_conditions(node: NodeView) -> tuple[str, ...]:
+    """Return the types of our conditions that say something."""
+    return tuple(c.type for c in node.conditions if c.type in _CONDITIONS and c.status != "Unknown")
+
+
+def claims(node: NodeView) -> bool:
+    """Say whether a node claims anything."""
+    return bool(claimed_labels(node) or claimed_conditions(node))
+
+
+def observe_agents(
+    nodes: Iterable[str], pods: Iterable[PodView], before: Mapping[str, AgentState], now: datetime
+) -> Mapping[str, AgentState]:
+    """Return the state of each node's agent.
+
+    The time without a Ready pod counts from when this process saw the last one, across replaced pods. A process that never
+    saw one takes the pods' own word for it, so that a new leader does not grant the grace period again.
+    """
+    by_node: defaultdict[str, list[PodView]] = defaultdict(list)
+    for pod in pods:
+        by_node[pod.node].append(pod)
+    return {name: _agent(by_node[name], before.get(name), now) for name in nodes}
+
+
+def judge(nodes: Iterable[NodeView], agents: Mapping[str, AgentState], now: datetime, grace: timedelta) -> Verdict:
+    """Return every stale node, by name."""
+    claiming = [node for node in nodes if claims(node)]
+    stale, later = [], []
+    for node in sorted(claiming, key=lambda n: n.name):
+        agent = agents.get(node.name, AgentState())
+        found = _node_reason(node)
+        ends = agent.unready_since + grace if agent.unready_since else None
+        if not found and ends and ends <= now:
+            found = _agent_reason(agent, now)
+        elif not found and ends:
+            later.append(ends)
+        if found:
+            stale.append(Stale(node=node.name, reason=found[0], message=found[1]))
+    return Verdict(stale=tuple(stale), claiming=len(claiming), wake_at=min(later, default=None))
+
+
+def allowance(claiming: int, recent: Collection[datetime], brake: float, now: datetime) -> int:
+    """Return how many more nodes may be withdrawn now: the brake.
+
+    Within any minute at most the share `brake` of the nodes that claim (or did, a minute ago), rounded down, but always one:
+    so a fleet of three loses at most one node a minute. A planner that sees wrongly is caught by the alert on what is
+    held back before it has cleared the fleet; one dead node is never held back.
+    """
+    used = sum(now - BRAKE_WINDOW < at for at in recent)
+    most = max(1, math.floor(brake * (claiming + used)))
+    return max(0, most - used)
+
+
+def _agent(pods: Iterable[PodView], before: AgentState | None, now: datetime) -> AgentState:
+    ready = [pod.condition("Ready") for pod in pods if pod.phase not in ("Failed", "Succeeded")]
+    if any(c and c.status == "True" for c in ready):
+        return AgentState()
+    if before is not None:
+        return AgentState(unready_since=before.unready_since or now, exists=bool(ready))
+    told = [c.since for c in ready if c and c.since]
+    return AgentState(unready_since=min(max(told, default=now), now), exists=bool(ready))
+
+
+def _node_reason(node: NodeView) -> tuple[str, str] | None:
+    if not node.ready:
+        return "NodeNotReady", "the Node is not Ready"
+    claimed = node.annotations.get(ANNOTATION_BOOT_ID, "")
+    if not node.boot_id or claimed == node.boot_id:
+        return None
+    if not claimed:
+        return "NoBootId", f"the claims carry no {ANNOTATION_BOOT_ID}, so no agent of this version made them"
+    return "NodeRebooted", f"the claims are of boot {claimed[:40]}, the node is in boot {node.boot_id[:40]}"
+
+
+def _agent_reason(agent: AgentState, now: datetime) -> tuple[str, str]:
+    seconds = round((now - (agent.unready_since or now)).total_seconds())
+    if not agent.exists:
+        return "AgentGone", f"no agent has run on this node for {seconds} s"
+    return "AgentNotReady", f"the agent has not been Ready for {seconds} s"
