@@ -87,6 +87,16 @@ class CacheUse:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ModelsView:
+    """What the models room publishes. `unresolved` tells, by URI, why a version could not be found where none is given."""
+
+    states: Mapping[Digest, ModelState] = field(default_factory=dict)
+    resolved: Mapping[str, Digest] = field(default_factory=dict)
+    cache: CacheUse = CacheUse()
+    unresolved: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Inventory:
     """Everything proved on this node at one moment.
 

@@ -15,6 +15,7 @@ import secrets
 import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 from agent.core.errors import Invalid, Permanent
@@ -138,7 +139,7 @@ class Store:
         self._to_trash(self.root / "staging" / parse_digest(digest))
         self.empty_trash()
 
-    def commit(self, manifest: Manifest, proofs: Iterable[FileProof]) -> Version:
+    def commit(self, manifest: Manifest, proofs: Iterable[FileProof], now: datetime) -> Version:
         """Make a complete staged version visible. Its files are fsynced already; a broken one in its place goes to trash."""
         digest = manifest.digest
         staged, target = self.root / "staging" / digest, self.directory(digest)
@@ -146,7 +147,7 @@ class Store:
             for name in names:
                 (Path(directory) / name).chmod(0o444)
         self._step("made-read-only")
-        version = record_version(staged, manifest, proofs)
+        version = record_version(staged, manifest, proofs, now)
         self._step("manifest-written")
         fsync_directories(staged)
         for directory, below, _ in os.walk(staged):

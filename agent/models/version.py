@@ -11,9 +11,11 @@ import os
 import stat
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from agent.core.assignment_json import format_time
 from agent.core.errors import Invalid, PrewarmError, cut
 from agent.core.refs import Digest
 from agent.models.checksum import proof_of
@@ -38,20 +40,29 @@ class FileRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Version:
-    """A committed version: what it is, what its files were at commit, and how its bytes were checked."""
+    """A committed version: what it is, what its files were at commit, how its bytes were checked, and when (RFC 3339)."""
 
     digest: Digest
     manifest: Manifest
     files: tuple[FileRecord, ...]
     proof: str
+    committed: str
 
 
-def record_version(directory: Path, manifest: Manifest, proofs: Iterable[FileProof]) -> Version:
-    """Stat every file below `directory/files` and write `directory/manifest.json` durably."""
-    tree = Tree(directory / "files")
+def record_version(
+    directory: Path, manifest: Manifest, proofs: Iterable[FileProof], now: datetime, files: Path | None = None
+) -> Version:
+    """Stat every file below `files` (default: `directory/files`) and write `directory/manifest.json` durably."""
+    tree = Tree(files or directory / "files")
     checked = tuple(proofs)
-    files = tuple(_record(tree, p) for p in checked)
-    version = Version(digest=manifest.digest, manifest=manifest, files=files, proof=proof_of(p.proof for p in checked))
+    records = tuple(_record(tree, p) for p in checked)
+    version = Version(
+        digest=manifest.digest,
+        manifest=manifest,
+        files=records,
+        proof=proof_of(p.proof for p in checked),
+        committed=format_time(now),
+    )
     text = json.dumps(_to_json(version), separators=(",", ":"))
     write_durably(directory / "manifest.json", text.encode())
     return version
@@ -73,6 +84,7 @@ def _to_json(version: Version) -> dict[str, object]:
         "format": FORMAT,
         "digest": version.digest,
         "proof": version.proof,
+        "committed": version.committed,
         "manifest": manifest_to_json(version.manifest),
         "files": files,
     }
@@ -109,7 +121,13 @@ def _from_json(value: Mapping[str, Any]) -> Version:
         )
         for o in manifest.objects
     )
-    return Version(digest=manifest.digest, manifest=manifest, files=files, proof=str(value["proof"]))
+    return Version(
+        digest=manifest.digest,
+        manifest=manifest,
+        files=files,
+        proof=str(value["proof"]),
+        committed=str(value["committed"]),
+    )
 
 
 def broken_file(version: Version, files: Path) -> str:

@@ -1,17 +1,19 @@
 """Views: what the pods of one endpoint may see, `views/<namespace>/<endpoint>/<digest>/…`, hard links to committed files.
 
-A view appears whole, by one rename, and shares its inodes with the store. All functions block on the disk.
+A view appears whole, by one rename, and shares its inodes with the store. Beside it, `<digest>.json` says which model it
+is, for pods that look when no agent answers; it is written after the view and goes before it. All methods block on the disk.
 """
 
 from __future__ import annotations
 
+import json
 import secrets
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 from agent.core.errors import Invalid, cut
 from agent.core.refs import Digest, EndpointKey
-from agent.models.paths import Tree, fsync_directory, remove_tree
+from agent.models.paths import Tree, fsync_directory, remove_tree, write_durably
 from agent.models.version import Version, broken_file
 
 
@@ -32,12 +34,27 @@ class Views:
                 raise Invalid(f"{cut(part, 80)!r} is not the name of a namespace or endpoint")
         return self._root / "views" / endpoint.namespace / endpoint.name / digest
 
-    def make(self, endpoint: EndpointKey, version: Version, store: Path) -> bool:
+    def make(self, endpoint: EndpointKey, name: str, version: Version, store: Path) -> bool:
         """Make an endpoint's view of a committed version, or make it anew where it is damaged; True if anything was done.
 
-        `store` is the version's directory in the store.
+        `name` is what the endpoint calls the model, `store` the version's directory in the store.
         """
         target = self.directory(endpoint, version.digest)
+        made = self._make(target, version, store)
+        told = {
+            "name": name,
+            "uri": str(version.manifest.uri),
+            "digest": version.digest,
+            "committed": version.committed,
+        }
+        text = json.dumps(told).encode()
+        marker = _marker(target)
+        if not marker.is_file() or marker.read_bytes() != text:
+            write_durably(marker, text)
+            made = True
+        return made
+
+    def _make(self, target: Path, version: Version, store: Path) -> bool:
         if target.is_dir() and not target.is_symlink():
             if not broken_file(version, target):
                 return False
@@ -55,7 +72,8 @@ class Views:
     def existing(self) -> Iterator[tuple[EndpointKey, Digest, Path]]:
         """Yield every view on disk."""
         for path in sorted((self._root / "views").glob("*/*/*")):
-            yield EndpointKey(namespace=path.parts[-3], name=path.parts[-2]), Digest(path.name), path
+            if path.suffix != ".json" and not path.name.startswith("."):
+                yield EndpointKey(namespace=path.parts[-3], name=path.parts[-2]), Digest(path.name), path
 
     def sweep(self, wanted: Collection[tuple[EndpointKey, Digest]], in_use: Callable[[Digest], bool]) -> None:
         """Remove the views that are not wanted and whose version no pod uses, and directories left empty."""
@@ -75,8 +93,13 @@ class Views:
 
     def _drop(self, path: Path) -> None:
         away = self._root / "trash" / f"view-{secrets.token_hex(8)}"
+        _marker(path).unlink(missing_ok=True)
         path.rename(away)
         remove_tree(away)
+
+
+def _marker(view: Path) -> Path:
+    return view.with_name(f"{view.name}.json")
 
 
 def _remove_empty(path: Path) -> None:

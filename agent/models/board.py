@@ -1,0 +1,99 @@
+"""What the models room says: one state a version, changed in one place and published as a whole."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from agent.core.inventory import CacheUse, ModelLevel, ModelState, ModelsView
+from agent.core.latest import Latest
+from agent.core.refs import Digest, ModelUri
+from agent.models.journal import Journaled
+from agent.models.version import Version
+
+_GRAIN_BYTES = 64 << 20  # free space is told in steps of this, rounded down, so that other writers wake nobody
+
+
+class Board:
+    """Keeps the room's `ModelsView` and sets its cell at every change."""
+
+    def __init__(self, cell: Latest[ModelsView]) -> None:
+        self._cell = cell
+        self._states: dict[Digest, ModelState] = {}
+        self._resolved: dict[str, Digest] = {}
+        self._unresolved: dict[str, str] = {}
+        self._cache = CacheUse()
+
+    def state(self, digest: Digest) -> ModelState:
+        """Return what was last said of a version."""
+        return self._states.get(digest) or ModelState(digest=digest)
+
+    def update(self, digest: Digest, **changes: Any) -> None:
+        """Change fields of one version's state."""
+        self._states[digest] = replace(self.state(digest), **changes)
+        self._publish()
+
+    def committed(self, version: Version, reason: str, **changes: Any) -> None:
+        """Say that a version is here, every byte checked."""
+        size = version.manifest.size_bytes
+        self.update(
+            version.digest,
+            **{
+                "level": ModelLevel.COMMITTED,
+                "done_bytes": size,
+                "total_bytes": size,
+                "busy": False,
+                "proof": version.proof,
+                "reason": reason,
+                "error": "",
+                "retry_at": None,
+            }
+            | changes,
+        )
+
+    def partial(self, journaled: Journaled) -> None:
+        """Say that a part of a version is here, from an earlier run."""
+        self.update(
+            journaled.digest,
+            level=ModelLevel.PARTIAL,
+            done_bytes=journaled.done_bytes,
+            reason="a download that was interrupted can be resumed",
+        )
+
+    def gone(self, digest: Digest, reason: str) -> None:
+        """Say that a version is not here (any more)."""
+        self._states[digest] = replace(
+            ModelState(digest=digest), total_bytes=self.state(digest).total_bytes, reason=reason
+        )
+        self._publish()
+
+    def resolved(self, uri: ModelUri) -> Digest | None:
+        """Return the version found for a URI that came without one."""
+        return self._resolved.get(str(uri))
+
+    def resolve(self, uri: ModelUri, digest: Digest | None, error: str = "") -> None:
+        """Say which version a URI means; None: not known (any more), for the reason in `error`."""
+        text = str(uri)
+        self._resolved.pop(text, None)
+        self._unresolved.pop(text, None)
+        if digest is not None:
+            self._resolved[text] = digest
+        elif error:
+            self._unresolved[text] = error
+        self._publish()
+
+    def use(self, cache: CacheUse) -> None:
+        """Say how full the store is."""
+        grain = _GRAIN_BYTES
+        self._cache = replace(cache, free_bytes=cache.free_bytes // grain * grain)
+        self._publish()
+
+    def _publish(self) -> None:
+        self._cell.set(
+            ModelsView(
+                states=dict(self._states),
+                resolved=dict(self._resolved),
+                cache=self._cache,
+                unresolved=dict(self._unresolved),
+            )
+        )

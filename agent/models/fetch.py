@@ -1,0 +1,167 @@
+"""Fetches one model into any directory, without a store: `prewarm hydrate`, and pods that `prewarm wait --otherwise fetch`.
+
+What is partial lies in `DIR/.prewarm/`; verified files appear at their places by rename, once the whole version is verified.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from agent.core.errors import Invalid, Permanent, PrewarmError, Transient, cut
+from agent.core.refs import Digest, ModelUri
+from agent.models.checksum import proof_of
+from agent.models.disk import disk_error
+from agent.models.engine import Engine, Progress
+from agent.models.manifest import Manifest
+from agent.models.paths import Tree, fsync_directory, remove_tree
+from agent.models.source import S3Source, open_source, resolve
+from agent.models.transfer import FileProof
+from agent.models.version import broken_file, load_version, record_version
+from agent.models.wire import SourceChanged
+
+HIDDEN = ".prewarm"
+PROGRESS_SECONDS = 0.5
+_FRESH_STARTS = 3  # how often a source that keeps changing is followed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fetched:
+    """What is in the directory now. `fetched_bytes` came over the wire in this call."""
+
+    digest: Digest
+    size_bytes: int
+    files: int
+    proof: str
+    fetched_bytes: int
+
+
+async def fetch(
+    uri: ModelUri,
+    directory: Path,
+    *,
+    engine: Engine | None = None,
+    told: Callable[[Progress], None] | None = None,
+) -> Fetched:
+    """Bring every file of a model below `directory`, verified. Cancelled or killed, the next call resumes.
+
+    `told` hears of progress twice a second.
+
+    Raises:
+        Permanent: denied, absent, corrupt, a full disk, or a file of the directory in the way.
+        Transient: S3 is away, or another process fetches into the directory.
+    """
+    mover = engine or Engine()
+    lock = await asyncio.to_thread(_lock, directory)
+    try:
+        async with open_source() as source:
+            for attempt in range(_FRESH_STARTS):
+                manifest = await resolve(uri, source)
+                try:
+                    return await _bring(manifest, source, directory, mover, told or (lambda _progress: None))
+                except SourceChanged:
+                    await asyncio.to_thread(remove_tree, directory / HIDDEN / manifest.digest)
+                    if attempt == _FRESH_STARTS - 1:
+                        raise
+    finally:
+        os.close(lock)
+    raise AssertionError("unreachable")
+
+
+async def _bring(
+    manifest: Manifest, source: S3Source, directory: Path, engine: Engine, told: Callable[[Progress], None]
+) -> Fetched:
+    hidden = directory / HIDDEN
+    proof = await asyncio.to_thread(_already, manifest, directory)
+    if proof is not None:
+        return _fetched(manifest, proof, 0)
+    staging = hidden / manifest.digest
+    await asyncio.to_thread(_tidy, hidden, staging)
+    telling = asyncio.create_task(_tell(engine, told), name="progress")
+    try:
+        proofs = await engine.download(manifest, source, staging)
+    finally:
+        telling.cancel()
+        await asyncio.wait({telling})
+    told(engine.progress)
+    await asyncio.to_thread(_publish, manifest, proofs, directory)
+    return _fetched(manifest, proof_of(p.proof for p in proofs), engine.progress.fetched_bytes)
+
+
+async def _tell(engine: Engine, told: Callable[[Progress], None]) -> None:
+    while True:
+        await asyncio.sleep(PROGRESS_SECONDS)
+        told(engine.progress)
+
+
+def _fetched(manifest: Manifest, proof: str, fetched_bytes: int) -> Fetched:
+    return Fetched(
+        digest=manifest.digest,
+        size_bytes=manifest.size_bytes,
+        files=len(manifest.objects),
+        proof=proof,
+        fetched_bytes=fetched_bytes,
+    )
+
+
+def _lock(directory: Path) -> int:
+    """Take the directory for this process; the descriptor's end gives it back."""
+    try:
+        (directory / HIDDEN).mkdir(parents=True, exist_ok=True)
+        fd = os.open(directory / HIDDEN / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except OSError as error:
+        raise Permanent(f"cannot write to {cut(directory, 200)}: {cut(os.strerror(error.errno or 0), 60)}") from error
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(fd)
+        raise Transient(f"another process is fetching into {cut(directory, 200)}") from error
+    return fd
+
+
+def _already(manifest: Manifest, directory: Path) -> str | None:
+    """Return the proof of this version if an earlier call brought it here and nothing was changed since."""
+    try:
+        version = load_version(directory / HIDDEN)
+    except Invalid:
+        return None
+    if version.digest != manifest.digest or broken_file(version, directory):
+        return None
+    return version.proof
+
+
+def _tidy(hidden: Path, staging: Path) -> None:
+    """Throw away what was begun of other versions."""
+    for each in hidden.iterdir():
+        if each.name.startswith("sha256:") and each != staging:
+            remove_tree(each)
+    staging.mkdir(exist_ok=True)
+
+
+def _publish(manifest: Manifest, proofs: tuple[FileProof, ...], directory: Path) -> None:
+    hidden = directory / HIDDEN
+    staged, tree = Tree(hidden / manifest.digest / "files"), Tree(directory)
+    try:
+        for entry in manifest.objects:
+            if entry.path.split("/")[0] == HIDDEN:
+                raise Permanent(f"key {cut(ascii(entry.key), 200)} would lie in {HIDDEN}, where partial files are")
+            fd = staged.open(entry.path, os.O_RDONLY)
+            os.fchmod(fd, 0o644)
+            os.close(fd)
+            staged.rename_into(entry.path, tree)
+        fsync_directory(directory)
+        record_version(hidden, manifest, proofs, datetime.now(UTC), files=directory)
+        remove_tree(hidden / manifest.digest)
+    except OSError as error:
+        raise _in_the_way(error, directory) from error
+
+
+def _in_the_way(error: OSError, directory: Path) -> PrewarmError:
+    if isinstance(error, NotADirectoryError | IsADirectoryError) or error.errno == 40:
+        return Permanent(f"a file, directory or link in {cut(directory, 200)} is in the way of the model's files")
+    return disk_error(error, f"cannot put the files into {cut(directory, 200)}")

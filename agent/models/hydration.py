@@ -1,0 +1,135 @@
+"""Brings one version into the store: resolve, admit, download, commit; and says how far it is."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+
+import structlog
+
+from agent.config import SourceRule, source_allowed, source_refusal
+from agent.core.clock import Clock
+from agent.core.errors import Invalid, Transient
+from agent.core.inventory import ModelLevel
+from agent.core.refs import Digest, ModelUri
+from agent.models.board import Board
+from agent.models.engine import Engine
+from agent.models.manifest import Manifest
+from agent.models.shelf import Shelf
+from agent.models.source import S3Source, resolve
+from agent.models.version import Version
+from agent.models.wire import SourceChanged
+from agent.plan.decision import HydrateStep
+
+PROGRESS_SECONDS = 0.5
+RESOLVE_SECONDS = 300.0  # 10,000 objects, one HEAD each, 16 at a time, far from S3
+_MEASURED_BYTES = 64 << 20  # less than this says nothing about the rate of this node
+
+log = structlog.get_logger(__name__)
+OpenSource = Callable[[], AbstractAsyncContextManager[S3Source]]
+
+
+class Hydration:
+    """Executes hydrate steps, one at a time. Cancelled at any moment, what is on disk can be resumed."""
+
+    def __init__(
+        self,
+        *,
+        shelf: Shelf,
+        board: Board,
+        engine: Engine,
+        clock: Clock,
+        high_watermark: float,
+        rules: Sequence[SourceRule] | None,
+        open_source: OpenSource,
+    ) -> None:
+        self._shelf, self._board, self._engine, self._clock = shelf, board, engine, clock
+        self._high_watermark, self._rules, self._open_source = high_watermark, rules, open_source
+
+    async def run(self, step: HydrateStep) -> None:
+        """Bring the step's version into the store.
+
+        Raises:
+            PrewarmError: what went wrong, in one sentence.
+        """
+        self._refuse_forbidden(step)
+        uri = step.want.uri
+        async with self._open_source() as source:
+            manifest = await self._resolve(step, source)
+            digest = manifest.digest
+            if digest in self._shelf.versions:
+                return
+            try:
+                await self._bring(manifest, source, step)
+            except SourceChanged:
+                await self._shelf.discard(digest)
+                self._board.gone(digest, "the source changed while it was downloaded")
+                if step.want.digest is None:
+                    self._board.resolve(uri, None)
+                raise
+            except BaseException:
+                level = self._board.state(digest).level
+                reason = "a download that was interrupted can be resumed" if level is ModelLevel.PARTIAL else ""
+                self._board.update(digest, busy=False, rate_bytes_per_second=0.0, reason=reason)
+                raise
+
+    def _refuse_forbidden(self, step: HydrateStep) -> None:
+        uri = step.want.uri
+        if self._rules is None or any(source_allowed(self._rules, e.namespace, uri) for e in step.endpoints):
+            return
+        raise Invalid(source_refusal(step.endpoints[0].namespace if step.endpoints else "", uri))
+
+    async def _resolve(self, step: HydrateStep, source: S3Source) -> Manifest:
+        want = step.want
+        try:
+            async with asyncio.timeout(RESOLVE_SECONDS):
+                manifest = await resolve(want.uri, source)
+        except TimeoutError as error:
+            raise Transient(f"cannot list {want.uri}: not done after {RESOLVE_SECONDS:.0f} s") from error
+        if want.digest is None:
+            self._board.resolve(want.uri, manifest.digest)
+        elif manifest.digest != want.digest:
+            raise Transient(f"{want.uri}: the source changed since the planner resolved it")
+        return manifest
+
+    async def _bring(self, manifest: Manifest, source: S3Source, step: HydrateStep) -> None:
+        digest, total = manifest.digest, manifest.size_bytes
+        self._board.update(digest, total_bytes=total, busy=True, error="", retry_at=None, reason=step.reason)
+        staging = await self._shelf.admit(manifest, self._high_watermark)
+        started = self._clock.monotonic()
+        telling = asyncio.create_task(self._tell(digest), name="hydration progress")
+        try:
+            proofs = await self._engine.download(manifest, source, staging)
+        finally:
+            telling.cancel()
+            await asyncio.wait({telling})
+        seconds, fetched = self._clock.monotonic() - started, self._engine.progress.fetched_bytes
+        version = await self._shelf.commit(manifest, proofs, self._clock.now())
+        rate = fetched / seconds if fetched >= _MEASURED_BYTES and seconds > 0 else 0.0
+        self._board.committed(version, "every byte checked", rate_bytes_per_second=rate)
+        self._board.use(await self._shelf.use())
+        log.info("committed", uri=str(manifest.uri), digest=digest, bytes=total, seconds=round(seconds, 1))
+
+    async def _tell(self, digest: Digest) -> None:
+        """Publish progress and a smoothed rate, at most every PROGRESS_SECONDS."""
+        rate, before, at = 0.0, 0, self._clock.monotonic()
+        while True:
+            await self._clock.sleep(PROGRESS_SECONDS)
+            now, progress = self._clock.monotonic(), self._engine.progress
+            if now > at and progress.fetched_bytes >= before:
+                fresh = (progress.fetched_bytes - before) / (now - at)
+                rate = fresh if not rate else 0.8 * rate + 0.2 * fresh
+            before, at = progress.fetched_bytes, now
+            self._board.update(
+                digest,
+                level=ModelLevel.PARTIAL,
+                done_bytes=progress.done_bytes,
+                total_bytes=progress.total_bytes,
+                rate_bytes_per_second=rate,
+            )
+
+    def newest_of(self, uri: ModelUri) -> Version | None:
+        """Return the newest committed version of a URI, for when its source is away."""
+        found = [v for v in self._shelf.versions.values() if v.manifest.uri == uri]
+        return max(found, key=lambda v: v.committed, default=None)

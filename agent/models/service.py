@@ -1,0 +1,288 @@
+"""The models room: proves every committed version each interval, brings in what the plan wants, and removes what it gives up.
+
+Versions come in one after the other, in the plan's order; one that a pod waits for interrupts one that no pod waits for
+(which resumes later). A claim rests on a completed proof cycle: the heartbeat beats only after one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import structlog
+
+from agent.config import Settings, SourceRule, source_allowed
+from agent.core.clock import Clock
+from agent.core.errors import PrewarmError, Transient
+from agent.core.heartbeat import Heartbeat
+from agent.core.inventory import ModelLevel, ModelsView
+from agent.core.latest import Latest, Signal
+from agent.core.refs import Digest, EndpointKey
+from agent.core.retry import Backoff
+from agent.models.board import Board
+from agent.models.engine import Engine
+from agent.models.eviction import Eviction, Sandboxes
+from agent.models.hydration import Hydration, OpenSource
+from agent.models.shelf import Shelf
+from agent.models.source import open_source
+from agent.models.store import Store
+from agent.models.wire import SourceChanged
+from agent.plan.decision import HydrateStep, NodePlan
+
+LOCK_SECONDS = 0.5  # how often a root held by another agent is tried again: a rolling update waits here
+_DISK_SECONDS = 5.0  # how often a root that cannot be opened is tried again
+_SOON = Backoff(base_seconds=1, cap_seconds=60, floor_seconds=0.5)  # S3 or the disk was away
+_LATER = Backoff(base_seconds=30, cap_seconds=600, floor_seconds=15)  # a person has to change something
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Failure:
+    backoff: Backoff
+    retry_at: datetime
+
+
+class ModelService:
+    """Publishes `models` from `plan`. Also what the local API calls to note a pod's versions (`add`)."""
+
+    name = "models"
+
+    def __init__(  # noqa: PLR0913 (wired once, in app.py)
+        self,
+        *,
+        settings: Settings,
+        plan: Latest[NodePlan],
+        models: Latest[ModelsView],
+        clock: Clock,
+        heartbeat: Heartbeat,
+        rules: Sequence[SourceRule] | None = None,
+        sandboxes: Sandboxes | None = None,
+        store: Store | None = None,
+        engine: Engine | None = None,
+        source: OpenSource = open_source,
+        rng: random.Random | None = None,
+    ) -> None:
+        """Wire the room.
+
+        `rules` None allows every source (a plan file); `sandboxes` None means that no container runtime is here.
+        """
+        self._plan, self._clock, self._heartbeat, self._rules = plan, clock, heartbeat, rules
+        self._interval_seconds = settings.proof_interval_seconds
+        self._rng = rng or random.Random()  # noqa: S311 (spreads retries)
+        self._store = store or Store(settings.root)
+        self._shelf = Shelf(self._store)
+        self._board = Board(models)
+        self._engine = engine or Engine(connections=settings.connections, bandwidth=settings.bandwidth)
+        self._hydration = Hydration(
+            shelf=self._shelf,
+            board=self._board,
+            engine=self._engine,
+            clock=clock,
+            high_watermark=settings.high_watermark,
+            rules=rules,
+            open_source=source,
+        )
+        self._eviction = Eviction(
+            shelf=self._shelf,
+            board=self._board,
+            clock=clock,
+            sandboxes=sandboxes,
+            steps=lambda: self._plan.get().evictions,
+        )
+        self._failures: dict[str, _Failure] = {}
+        self._hydrate, self._tidy = Signal(), Signal()
+        heartbeat.expect(self.name)
+
+    def view_path(self, endpoint: EndpointKey, digest: Digest) -> Path:
+        """Return where an endpoint's pods see a version."""
+        return self._shelf.views.directory(endpoint, digest)
+
+    async def add(self, pod_uid: str, digests: Sequence[Digest]) -> None:
+        """Note durably that a pod uses these versions.
+
+        Raises:
+            Transient: one of them is not committed (any more), or the disk failed.
+        """
+        await self._shelf.refer(pod_uid, digests)
+
+    async def run(self) -> None:
+        """Run until cancelled; a running download is left resumable."""
+        try:
+            await self._take_root()
+            await self._adopt()
+            for signal in (self._hydrate, self._tidy):
+                self._plan.attach(signal)
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._keep_proving(), name="models prove")
+                tasks.create_task(self._keep_hydrating(tasks), name="models hydrate")
+                tasks.create_task(self._keep_tidy(), name="models tidy")
+        finally:
+            self._store.unlock()
+
+    async def _take_root(self) -> None:
+        waiting = False
+        while True:
+            try:
+                taken = await asyncio.to_thread(self._store.try_lock)
+            except OSError as error:
+                log.warning("cannot open the store", root=str(self._store.root), error=str(error))
+                await self._clock.sleep(_DISK_SECONDS)
+                continue
+            if taken:
+                return
+            if not waiting:
+                log.info("another agent has the store; waiting for it to end", root=str(self._store.root))
+                waiting = True
+            await self._clock.sleep(LOCK_SECONDS)
+
+    async def _adopt(self) -> None:
+        while True:
+            try:
+                found = await self._shelf.open()
+                self._board.use(await self._shelf.use())
+                break
+            except Transient as error:
+                log.warning("cannot read the store", root=str(self._store.root), error=str(error))
+                await self._clock.sleep(_DISK_SECONDS)
+        for version in found.versions:
+            self._board.committed(version, "found in the store and proved again")
+        for digest, why in found.broken:
+            self._withdraw(digest, why)
+        for journaled in found.partial:
+            self._board.partial(journaled)
+        self._heartbeat.beat(self.name, self._clock.monotonic())
+
+    async def _keep_proving(self) -> None:
+        """Prove everything each interval; every fourth time, also ask who still runs here and sweep views."""
+        cycles = 0
+        while True:
+            await self._clock.sleep(self._interval_seconds)
+            try:
+                await self._shelf.prove(self._withdraw)
+                self._heartbeat.beat(self.name, self._clock.monotonic())
+                self._board.use(await self._shelf.use())
+                await self._shelf.make_views(self._wanted_views())
+                cycles += 1
+                if cycles % 4 == 0:
+                    await self._forget_pods()
+            except PrewarmError as error:
+                log.warning("the store could not be proved", error=str(error))
+
+    def _withdraw(self, digest: Digest, why: str) -> None:
+        log.warning("a committed version is broken", digest=digest, reason=why)
+        self._board.gone(digest, f"broken: {why}")
+        self._hydrate.fire()
+
+    async def _forget_pods(self) -> None:
+        if await self._shelf.any_pods():
+            await self._eviction.look()
+        if self._plan.get().endpoints:  # before the first plan nothing is known to be unwanted
+            await self._shelf.sweep_views({(endpoint, digest) for endpoint, _, digest in self._wanted_views()})
+
+    async def _keep_tidy(self) -> None:
+        made: object = None
+        while True:
+            wait: float | None = 5.0
+            try:
+                wanted = self._wanted_views()
+                if wanted != made:
+                    await self._shelf.make_views(wanted)
+                    made = wanted
+                wait = await self._eviction.run()
+            except PrewarmError as error:
+                log.warning("the store could not be tidied", error=str(error))
+            await self._tidy.wait(wait)
+
+    def _wanted_views(self) -> list[tuple[EndpointKey, str, Digest]]:
+        """Return the views to show: of committed versions, for endpoints whose namespace may use the source."""
+        wanted = []
+        for view in self._plan.get().views:
+            version = self._shelf.versions.get(view.digest)
+            if version is not None and (
+                self._rules is None or source_allowed(self._rules, view.endpoint.namespace, version.manifest.uri)
+            ):
+                wanted.append((view.endpoint, view.name, view.digest))
+        return wanted
+
+    async def _keep_hydrating(self, tasks: asyncio.TaskGroup) -> None:
+        while True:
+            step = self._next()
+            if step is None:
+                await self._hydrate.wait(self._until_retry())
+                continue
+            running = tasks.create_task(self._attempt(step), name=f"hydrate {step.want.name}")
+            running.add_done_callback(lambda _: self._hydrate.fire())
+            while not running.done():
+                await self._hydrate.wait()
+                if not running.done() and self._must_yield(step):
+                    running.cancel()
+                    await asyncio.wait({running})
+
+    def _next(self) -> HydrateStep | None:
+        """Return the step to run now: the first that a pod waits for, else the first, of those not backed off."""
+        now = self._clock.now()
+        steps = sorted(self._plan.get().hydrations, key=lambda s: not s.urgent)
+        for step in steps:
+            failure = self._failures.get(self._key(step))
+            digest = step.want.digest or self._board.resolved(step.want.uri)
+            if not (failure and failure.retry_at > now) and digest not in self._shelf.versions:
+                return step
+        return None
+
+    def _until_retry(self) -> float | None:
+        keys = {self._key(s) for s in self._plan.get().hydrations}
+        times = [f.retry_at for k, f in self._failures.items() if k in keys]
+        return max(0.05, (min(times) - self._clock.now()).total_seconds()) if times else None
+
+    def _must_yield(self, running: HydrateStep) -> bool:
+        plan = self._plan.get()
+        if running.want.uri not in {m.uri for m in plan.models}:
+            return True
+        urgent = {self._key(s) for s in plan.hydrations if s.urgent}
+        first = self._next()
+        return first is not None and first.urgent and self._key(running) not in urgent
+
+    @staticmethod
+    def _key(step: HydrateStep) -> str:
+        return step.want.digest or str(step.want.uri)
+
+    async def _attempt(self, step: HydrateStep) -> None:
+        key = self._key(step)
+        try:
+            await self._hydration.run(step)
+        except PrewarmError as error:
+            self._failed(step, error)
+        except OSError as error:
+            self._failed(step, Transient(f"the store's disk failed: {error.strerror}"))
+        else:
+            self._failures.pop(key, None)
+
+    def _failed(self, step: HydrateStep, error: PrewarmError) -> None:
+        key, want, now = self._key(step), step.want, self._clock.now()
+        before = self._failures.get(key)
+        first = _SOON if isinstance(error, Transient) else _LATER
+        failures = before.backoff.failures if before else 0
+        backoff = Backoff(
+            base_seconds=first.base_seconds,
+            cap_seconds=first.cap_seconds,
+            floor_seconds=first.floor_seconds,
+            failures=failures,
+        ).failed()
+        retry_at = now + timedelta(seconds=backoff.delay_seconds(self._rng))
+        known = {m.digest or str(m.uri) for m in self._plan.get().models}
+        self._failures = {k: f for k, f in self._failures.items() if k in known}
+        self._failures[key] = _Failure(backoff=backoff, retry_at=retry_at)
+        log.warning("cannot bring in a model", model=want.name, uri=str(want.uri), error=str(error))
+        digest = want.digest or self._board.resolved(want.uri)
+        away = isinstance(error, Transient) and not isinstance(error, SourceChanged)
+        if digest is None and away and (old := self._hydration.newest_of(want.uri)):
+            self._board.resolve(want.uri, old.digest)  # what the source last was is the best there is
+        elif digest is None:
+            self._board.resolve(want.uri, None, str(error))
+        elif self._board.state(digest).level is not ModelLevel.COMMITTED:
+            self._board.update(digest, error=str(error), retry_at=retry_at, busy=False)
