@@ -1,0 +1,99 @@
+"""Every metric of the agent, in one place. The README table is checked against `CATALOGUE`.
+
+Names and end points of the three cold-start histograms are a public contract: see docs/architecture.md.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+COLD_START_BUCKETS = (1, 5, 15, 30, 60, 120, 300, 600)  # seconds
+TRANSFER_BUCKETS = (1, 5, 15, 30, 60, 120, 300, 600, 1800)
+LATENESS_BUCKETS = (0, 1, 10, 60, 300, 900, 3600)
+COLD_START_LABELS = ("namespace", "endpoint", "size_class", "node_pool", "warm", "outcome")
+ENDPOINT_LABELS = ("namespace", "endpoint")
+
+
+class Kind(StrEnum):
+    """The kind of a metric, as Prometheus names it."""
+
+    COUNTER = "counter"
+    GAUGE = "gauge"
+    HISTOGRAM = "histogram"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Metric:
+    """One metric: its full name, what it tells, its labels, and buckets in its own unit if it is a histogram."""
+
+    name: str
+    kind: Kind
+    help: str
+    labels: tuple[str, ...] = ()
+    buckets: tuple[float, ...] = ()
+
+
+def _counter(name: str, text: str, *labels: str) -> Metric:
+    return Metric(name=name, kind=Kind.COUNTER, help=text, labels=labels)
+
+
+def _gauge(name: str, text: str, *labels: str) -> Metric:
+    return Metric(name=name, kind=Kind.GAUGE, help=text, labels=labels)
+
+
+def _cold_start(name: str, text: str) -> Metric:
+    return Metric(name=name, kind=Kind.HISTOGRAM, help=text, labels=COLD_START_LABELS, buckets=COLD_START_BUCKETS)
+
+
+COLD_START_TOTAL = _cold_start("cold_start_total_seconds", "Pod created until its first successful inference response")
+IMAGE_PULL = _cold_start("image_pull_seconds", "Pod created until its serving container's first start")
+MODEL_LOAD = _cold_start("model_load_seconds", "Serving container's first start until the pod was Ready")
+
+PULL_TRANSFER = Metric(
+    name="prewarm_image_pull_transfer_seconds",
+    kind=Kind.HISTOGRAM,
+    help="One image pull by prewarm, from request to unpacked or failed",
+    labels=("outcome",),
+    buckets=TRANSFER_BUCKETS,
+)
+PULLED_BYTES = _counter("prewarm_image_pulled_bytes_total", "Compressed bytes of images that prewarm pulled")
+HYDRATION = Metric(
+    name="prewarm_hydration_seconds",
+    kind=Kind.HISTOGRAM,
+    help="One model version from first byte asked for to committed or failed",
+    labels=("outcome",),
+    buckets=TRANSFER_BUCKETS,
+)
+HYDRATED_BYTES = _counter("prewarm_hydrated_bytes_total", "Bytes of model versions that were committed")
+XIDS = _counter("prewarm_gpu_xids_total", "Xids heard, by what they ask for", "class")
+API_WRITES = _counter("prewarm_api_writes_total", "Writes to the API server", "kind", "outcome")
+CLAIMS = _counter("prewarm_claims_total", "Endpoint labels written as ready")
+WITHDRAWALS = _counter("prewarm_claim_withdrawals_total", "Endpoint labels removed")
+WINDOW_LATENESS = Metric(
+    name="prewarm_window_lateness_seconds",
+    kind=Kind.HISTOGRAM,
+    help="How long after it was due an endpoint was ready for a window; 0 when in time",
+    labels=ENDPOINT_LABELS,
+    buckets=LATENESS_BUCKETS,
+)
+WINDOWS_MISSED = _counter("prewarm_windows_missed_total", "Windows that ended without being ready", *ENDPOINT_LABELS)
+
+ENDPOINT_READY = _gauge("prewarm_endpoint_ready", "1 while this node may claim to be warm", *ENDPOINT_LABELS)
+MODEL_BYTES = _gauge("prewarm_endpoint_model_bytes", "Bytes of an endpoint's model versions", *ENDPOINT_LABELS)
+COMMITTED_BYTES = _gauge("prewarm_endpoint_committed_bytes", "Of these, bytes committed on this node", *ENDPOINT_LABELS)
+IMAGES = _gauge("prewarm_images", "Images this node was asked for, by level", "level")
+MODELS = _gauge("prewarm_models", "Model versions known on this node, by level", "level")
+GPU_VERDICT = _gauge("prewarm_gpu_verdict", "1 for the verdict that holds", "verdict")
+GPUS = _gauge("prewarm_gpus", "GPUs that NVML shows")
+STORE_USED = _gauge("prewarm_store_used_bytes", "Bytes in the model store")
+STORE_FREE = _gauge("prewarm_store_free_bytes", "Bytes free on its file system")
+STORE_CAPACITY = _gauge("prewarm_store_capacity_bytes", "Size of its file system in bytes")
+HEARTBEAT_AGE = _gauge("prewarm_heartbeat_age_seconds", "Since a prover last completed a cycle", "prover")
+BUILD = _gauge("prewarm_build_info", "Always 1", "version")
+
+FED = (COLD_START_TOTAL, IMAGE_PULL, MODEL_LOAD, PULL_TRANSFER, PULLED_BYTES, HYDRATION, HYDRATED_BYTES, XIDS, API_WRITES,
+       CLAIMS, WITHDRAWALS, WINDOW_LATENESS, WINDOWS_MISSED)  # fmt: skip
+READ = (ENDPOINT_READY, MODEL_BYTES, COMMITTED_BYTES, IMAGES, MODELS, GPU_VERDICT, GPUS, STORE_USED, STORE_FREE,
+        STORE_CAPACITY, HEARTBEAT_AGE, BUILD)  # fmt: skip
+CATALOGUE: tuple[Metric, ...] = FED + READ

@@ -1,0 +1,96 @@
+"""Metrics that are read when asked for: gauges straight from the node's cells, so that nothing goes stale."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from agent.core.assignment import Assignment, EndpointWant
+from agent.core.inventory import GpuVerdict, ImageLevel, Inventory, ModelLevel
+from agent.core.names import READY, endpoint_label
+from agent.observe import catalogue
+from agent.observe.catalogue import Metric
+
+Samples = Mapping[tuple[str, ...], float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeState:
+    """Where the gauges come from; each callable is cheap and is called at every scrape.
+
+    `labels` are the node labels that readiness allows now; `ages` the heartbeat ages in seconds by prover.
+    """
+
+    assignment: Callable[[], Assignment | None]
+    inventory: Callable[[], Inventory]
+    labels: Callable[[], Mapping[str, str]]
+    ages: Callable[[], Mapping[str, float]]
+    version: str
+
+
+class StateCollector(Collector):
+    """Prometheus collector over a NodeState. Runs in the event loop's thread, as the cells demand."""
+
+    def __init__(self, state: NodeState, registry: CollectorRegistry) -> None:
+        self._state = state
+        registry.register(self)
+
+    def describe(self) -> Iterable[GaugeMetricFamily]:
+        """Name the families without reading anything."""
+        return [GaugeMetricFamily(m.name, m.help, labels=m.labels) for m in catalogue.READ]
+
+    def collect(self) -> Iterable[GaugeMetricFamily]:
+        """Yield every gauge with its values now."""
+        assignment, inventory = self._state.assignment(), self._state.inventory()
+        endpoints = assignment.endpoints if assignment else ()
+        ages: dict[tuple[str, ...], float] = {(prover,): age for prover, age in self._state.ages().items()}
+        yield from _endpoints(endpoints, inventory, self._state.labels())
+        yield from _node(inventory)
+        yield _family(catalogue.HEARTBEAT_AGE, ages)
+        yield _family(catalogue.BUILD, {(self._state.version,): 1})
+
+
+def _endpoints(
+    endpoints: tuple[EndpointWant, ...], inventory: Inventory, labels: Mapping[str, str]
+) -> Iterable[GaugeMetricFamily]:
+    ready: dict[tuple[str, ...], float] = {}
+    wanted: dict[tuple[str, ...], float] = {}
+    committed: dict[tuple[str, ...], float] = {}
+    for want in endpoints:
+        at = (want.key.namespace, want.key.name)
+        label = endpoint_label(want.key.namespace, want.key.name)
+        ready[at] = float(labels.get(label) == READY)
+        wanted[at] = committed[at] = 0.0
+        for model in want.models:
+            digest = model.digest or inventory.resolved.get(str(model.uri))
+            state = inventory.models.get(digest) if digest else None
+            size = float(model.size_bytes or (state.total_bytes if state else 0))
+            wanted[at] += size
+            committed[at] += size if state and state.level is ModelLevel.COMMITTED else 0
+    yield _family(catalogue.ENDPOINT_READY, ready)
+    yield _family(catalogue.MODEL_BYTES, wanted)
+    yield _family(catalogue.COMMITTED_BYTES, committed)
+
+
+def _node(inventory: Inventory) -> Iterable[GaugeMetricFamily]:
+    images = Counter(state.level for state in inventory.images.values())
+    models = Counter(state.level for state in inventory.models.values())
+    yield _family(catalogue.IMAGES, {(level.value,): images[level] for level in ImageLevel})
+    yield _family(catalogue.MODELS, {(level.value,): models[level] for level in ModelLevel})
+    yield _family(catalogue.GPU_VERDICT, {(v.value,): float(v is inventory.gpu.verdict) for v in GpuVerdict})
+    yield _family(catalogue.GPUS, {(): inventory.gpu.count})
+    yield _family(catalogue.STORE_USED, {(): inventory.cache.used_bytes})
+    yield _family(catalogue.STORE_FREE, {(): inventory.cache.free_bytes})
+    yield _family(catalogue.STORE_CAPACITY, {(): inventory.cache.capacity_bytes})
+
+
+def _family(metric: Metric, samples: Samples) -> GaugeMetricFamily:
+    family = GaugeMetricFamily(metric.name, metric.help, labels=metric.labels)
+    for labels, value in samples.items():
+        family.add_metric(labels, value)
+    return family
