@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
-from agent.core.errors import PrewarmError
 from agent.kube.api import KubeApi, PatchKind, Resource
 from agent.kube.resources import NODES, NODEWARMUPS
 
 T = TypeVar("T")
-Counted = Callable[[str, PrewarmError | None], None]
 
 
 class AgentWriter:
-    """Writes by PATCH only. `counted` is told each write by kind of object, with the error if it failed."""
+    """Writes by PATCH only."""
 
-    def __init__(self, api: KubeApi, counted: Counted = lambda _kind, _error: None) -> None:
+    def __init__(self, api: KubeApi) -> None:
         self._api = api
-        self._counted = counted
 
     async def patch_status(self, node: str, body: Mapping[str, object]) -> None:
         """Strategic-merge `body` (labels, annotations, conditions) into `nodes/status`: one atomic write for all three.
@@ -52,9 +49,4 @@ class AgentWriter:
         kind: PatchKind,
         subresource: str,
     ) -> None:
-        try:
-            await self._api.patch(resource, name, body, kind=kind, subresource=subresource)
-        except PrewarmError as error:
-            self._counted(resource.plural, error)
-            raise
-        self._counted(resource.plural, None)
+        await self._api.patch(resource, name, body, kind=kind, subresource=subresource)

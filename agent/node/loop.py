@@ -9,17 +9,16 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Protocol
 
 import structlog
 
 from agent.core.assignment import Assignment
 from agent.core.clock import Clock
 from agent.core.heartbeat import Heartbeat
-from agent.core.inventory import CacheUse, GpuReport, ImageState, Inventory, ModelState
+from agent.core.inventory import GpuReport, ImageState, Inventory, ModelsView
 from agent.core.latest import Latest, Signal
 from agent.core.names import READY
-from agent.core.refs import Digest, EndpointKey, ImageRef
+from agent.core.refs import EndpointKey, ImageRef
 from agent.node.readiness import Readiness, readiness
 from agent.plan.decision import NodePlan
 
@@ -29,32 +28,13 @@ _NUMBER = re.compile(r"\d+[\d.a-zA-Z]*")
 log = structlog.get_logger()
 
 
-class ModelFacts(Protocol):
-    """What the decide loop reads of the models room's cell (`ModelsView`)."""
-
-    @property
-    def states(self) -> Mapping[Digest, ModelState]:
-        """Every version on this node, by digest."""
-        ...
-
-    @property
-    def resolved(self) -> Mapping[str, Digest]:
-        """Versions the agent resolved by itself, by URI."""
-        ...
-
-    @property
-    def cache(self) -> CacheUse:
-        """Use of the store."""
-        ...
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
     """The cells that the decision reads."""
 
     assignment: Latest[Assignment | None]
     images: Latest[Mapping[ImageRef, ImageState]]
-    models: Latest[ModelFacts]
+    models: Latest[ModelsView]
     gpu: Latest[GpuReport]
     waiting: Latest[frozenset[EndpointKey]]
 

@@ -1,0 +1,351 @@
+"""The composition root: every service of both processes, wired once. Nothing here decides anything.
+
+`/livez` is up before anything heavy is imported; that is why imports stand inside the functions that need them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib.metadata
+import os
+import random
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import structlog
+from prometheus_client import CollectorRegistry
+
+from agent.config import Settings
+from agent.core.clock import SystemClock
+from agent.core.errors import Invalid, PrewarmError
+from agent.core.heartbeat import Heartbeat
+from agent.core.service import Relay, Service, Stopped, forever, raise_when_stopped, stop_on_signals
+from agent.observe.http import HttpServer, what_is_red
+from agent.observe.logging import setup_logging
+
+if TYPE_CHECKING:
+    from agent.core.assignment import Assignment
+    from agent.core.refs import Digest, ModelUri
+    from agent.images.client import ContainerdClient
+    from agent.node.assignment_source import KeptAssignment
+    from agent.node.loop import Decisions, Facts
+    from agent.observe.metrics import Metrics
+
+log = structlog.get_logger(__name__)
+
+Goodbye = Callable[[], Awaitable[None]]
+
+
+@dataclass(slots=True, kw_only=True)
+class Process:
+    """What one process runs, grown by composition. `withdrawal_waiting` feeds /readyz."""
+
+    settings: Settings
+    registry: CollectorRegistry = field(default_factory=lambda: CollectorRegistry(auto_describe=False))
+    heartbeat: Heartbeat = field(default_factory=Heartbeat)
+    clock: SystemClock = field(default_factory=SystemClock)
+    services: list[Service] = field(default_factory=list)
+    goodbyes: list[Goodbye] = field(default_factory=list)
+    closing: contextlib.AsyncExitStack = field(default_factory=contextlib.AsyncExitStack)
+    withdrawal_waiting: Callable[[], float] = lambda: 0.0
+    composed: bool = False
+
+    def red(self) -> list[str]:
+        """Return why this process is not ready; empty when it is."""
+        if not self.composed:
+            return ["start: not composed yet"]
+        return what_is_red(self.heartbeat.ages_seconds(self.clock.monotonic()), self.withdrawal_waiting())
+
+
+def run_agent(settings: Settings) -> int:
+    """Run `prewarm agent` until it is told to stop; returns the exit code."""
+    return _run(settings, compose_agent, "agent")
+
+
+def run_planner(settings: Settings) -> int:
+    """Run `prewarm planner` until it is told to stop; returns the exit code."""
+    return _run(settings, compose_planner, "planner")
+
+
+def _run(settings: Settings, compose: Callable[[Process], Awaitable[None]], name: str) -> int:
+    setup_logging(level=settings.log_level, form=settings.log_format)
+    code = 0
+    try:
+        asyncio.run(_supervise(Process(settings=settings), compose, name))
+    except* PrewarmError as group:  # a setting, file or address that cannot work: a sentence, no traceback
+        code = 1
+        for error in _leaves(group):
+            log.error("cannot go on", process=name, error=str(error))  # noqa: TRY400 (a person's mistake, not ours)
+    return code
+
+
+async def _supervise(process: Process, compose: Callable[[Process], Awaitable[None]], name: str) -> None:
+    """Serve /livez, compose, run everything, and say goodbye in the reverse order."""
+    stop = asyncio.Event()
+    stop_on_signals(stop)
+    http = HttpServer(process.settings.http_address, process.registry, process.red)
+    await http.start()
+    async with process.closing, asyncio.TaskGroup() as servers:
+        serving = servers.create_task(http.run(), name="http")
+        try:
+            await compose(process)
+            process.composed = True
+            log.info("started", process=name, version=importlib.metadata.version("prewarm"))
+            async with asyncio.TaskGroup() as loops:
+                for service in process.services:
+                    loops.create_task(forever(service), name=service.name)
+                loops.create_task(raise_when_stopped(stop), name="stop")
+        except* Stopped:
+            log.info("stopping", process=name)
+        finally:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(process.settings.goodbye_seconds):
+                    for goodbye in process.goodbyes:
+                        await goodbye()
+            serving.cancel()
+
+
+def _leaves(group: BaseExceptionGroup[PrewarmError]) -> list[PrewarmError]:
+    found: list[PrewarmError] = []
+    for error in group.exceptions:
+        found += _leaves(error) if isinstance(error, BaseExceptionGroup) else [error]
+    return found
+
+
+# -- the agent ---------------------------------------------------------------------------------------------------------
+
+
+async def compose_agent(process: Process) -> None:
+    """Wire the agent: rooms around cells, then either a plan file or the API server.
+
+    Raises:
+        Invalid: settings that do not go together.
+    """
+    from agent.core.inventory import GpuReport, Inventory, ModelsView
+    from agent.core.latest import Latest
+    from agent.gpu.service import GpuService
+    from agent.models.service import ModelService
+    from agent.node.local_api import LocalApi, LocalCells
+    from agent.node.loop import DecideLoop, Decisions, Facts
+    from agent.node.waiting import WaitingLine
+    from agent.observe.metrics import Metrics
+    from agent.observe.state import NodeState, StateCollector
+    from agent.plan.decision import NodePlan
+    from agent.plan.planning import Limits, plan
+
+    settings, clock, heartbeat = process.settings, process.clock, process.heartbeat
+    node = settings.node_name or os.environ.get("NODE_NAME", "")
+    if not settings.plan and not node:
+        raise Invalid("which node is this? set node_name (NODE_NAME in the DaemonSet), or run alone with --plan FILE")
+    _make_root(settings.root)
+    metrics = Metrics(process.registry)
+    facts = Facts(
+        assignment=Latest(None),
+        images=Latest({}),
+        models=Latest(ModelsView()),
+        gpu=Latest(GpuReport()),
+        waiting=Latest(frozenset()),
+    )
+    decided = Decisions(inventory=Latest(Inventory()), plan=Latest(NodePlan()), readiness=Latest(None))
+    containerd = _images(process, facts, decided, metrics)
+    models = ModelService(
+        settings=settings,
+        plan=decided.plan,
+        models=facts.models,
+        clock=clock,
+        heartbeat=heartbeat,
+        rules=None if settings.plan else settings.sources,
+        sandboxes=containerd,
+    )
+    gpu = GpuService(gpu=facts.gpu, settings=settings, clock=clock, heartbeat=heartbeat, observer=metrics)
+    limits = Limits(warm_ahead=settings.warm_ahead, high_watermark=settings.high_watermark)
+    decide = DecideLoop(
+        facts=facts,
+        decisions=decided,
+        plan=lambda assignment, inventory, now: plan(assignment, inventory, now, limits),
+        heartbeat=heartbeat,
+        clock=clock,
+        boot_id=_boot_id(settings.boot_id_file),
+        lift_taint=settings.lift_taint,
+    )
+    local = LocalApi(
+        node=node,
+        run_dir=settings.run_dir,
+        cells=LocalCells(
+            assignment=facts.assignment, inventory=decided.inventory, plan=decided.plan, readiness=decided.readiness
+        ),
+        line=WaitingLine(facts.waiting),
+        refs=models,
+        sandboxes=containerd,
+        view_path=models.view_path,
+        clock=clock,
+    )
+    StateCollector(
+        NodeState(
+            assignment=facts.assignment.get,
+            inventory=decided.inventory.get,
+            labels=lambda: ready.labels if (ready := decided.readiness.get()) else {},
+            ages=lambda: heartbeat.ages_seconds(clock.monotonic()),
+            version=importlib.metadata.version("prewarm"),
+        ),
+        process.registry,
+    )
+    process.services += [models, gpu, decide, local]
+    if settings.plan:
+        from agent.node.assignment_source import PlanFileService
+
+        process.services.append(PlanFileService(path=Path(settings.plan), assignment=facts.assignment, clock=clock))
+    else:
+        await _in_cluster(process, node, facts, decided, metrics)
+
+
+def _images(process: Process, facts: Facts, decided: Decisions, metrics: Metrics) -> ContainerdClient | None:
+    """Add the images room, unless there is no containerd here."""
+    if process.settings.containerd == "none":
+        return None
+    from agent.images.client import ContainerdClient
+    from agent.images.service import ImageService
+
+    client = ContainerdClient(process.settings.containerd)
+    process.closing.push_async_callback(client.close)
+    process.services.append(
+        ImageService(
+            client,
+            plan=decided.plan,
+            images=facts.images,
+            settings=process.settings,
+            clock=process.clock,
+            heartbeat=process.heartbeat,
+            observer=metrics,
+        )
+    )
+    return client
+
+
+async def _in_cluster(process: Process, node: str, facts: Facts, decided: Decisions, metrics: Metrics) -> None:
+    """Add what an agent under Kubernetes has: its assignment, its Node's publisher, its NodeWarmup's status, cold starts."""
+    from agent.core.assignment import Assignment
+    from agent.core.latest import Latest
+    from agent.kube.api import KubeApi
+    from agent.kube.objects import NodeView, NodeWarmupView, PodView
+    from agent.kube.resources import NODES, NODEWARMUPS, PODS
+    from agent.kube.watch import Listing, Selection, Watch
+    from agent.kube.writers import AgentWriter
+    from agent.node.assignment_source import KeepingService, KeptAssignment
+    from agent.node.publisher import Publisher
+    from agent.node.status_writer import StatusPublisher
+    from agent.observe.answers import AnswerReader
+    from agent.observe.coldstart import ColdStarts
+    from agent.observe.counted import CountedWriter
+
+    settings, clock = process.settings, process.clock
+    api = await KubeApi.connect(settings.kubeconfig)
+    process.closing.push_async_callback(api.close)
+    writer = CountedWriter(AgentWriter(api), metrics)
+    warmups: Latest[Listing[NodeWarmupView]] = Latest(Listing())
+    nodes: Latest[Listing[NodeView]] = Latest(Listing())
+    pods: Latest[Listing[PodView]] = Latest(Listing())
+    own: Latest[NodeView | None] = Latest(None)
+    current = Latest(False)
+    kept = KeptAssignment(settings.root / "nodewarmup.json", clock)
+    facts.assignment.set(await asyncio.to_thread(_load_kept, kept, node))
+
+    def assigned(listing: Listing[NodeWarmupView]) -> None:
+        current.set(listing.current)
+        found = listing.only()
+        if listing.synced and found is None:
+            facts.assignment.set(Assignment(node=node))  # nothing is asked of this node (any more)
+        elif found is not None and found.assignment is not None:
+            facts.assignment.set(found.assignment)
+        elif found is not None:
+            log.warning("the NodeWarmup cannot be read, the last assignment stands", error=found.problem)
+
+    publisher = Publisher(node=own, readiness=decided.readiness, writer=writer, clock=clock, rng=random.Random())  # noqa: S311 (jitter)
+    status = StatusPublisher(
+        assignment=facts.assignment,
+        inventory=decided.inventory,
+        plan=decided.plan,
+        readiness=decided.readiness,
+        writer=writer,
+        clock=clock,
+        rng=random.Random(),  # noqa: S311 (jitter)
+    )
+    starts = ColdStarts(
+        pods=pods,
+        assignment=facts.assignment.get,
+        inventory=decided.inventory.get,
+        node=own.get,
+        clock=clock,
+        observer=metrics,
+        answers=AnswerReader(),
+    )
+    process.withdrawal_waiting = publisher.withdrawal_waiting_seconds
+    process.goodbyes.append(publisher.flush)
+    by_name = Selection(fields=f"metadata.name={node}")
+    process.services += [
+        Watch(api, NODEWARMUPS, warmups, clock=clock, select=by_name),
+        Watch(api, NODES, nodes, clock=clock, select=by_name),
+        Watch(api, PODS, pods, clock=clock, select=Selection(fields=f"spec.nodeName={node}")),
+        Relay("assignment", warmups, assigned),
+        Relay("own node", nodes, lambda listing: own.set(listing.only() or own.get())),
+        KeepingService(assignment=facts.assignment, kept=kept, current=current),
+        publisher,
+        status,
+        starts,
+    ]
+
+
+def _load_kept(kept: KeptAssignment, node: str) -> Assignment | None:
+    """Return the copy on disk if it is this node's."""
+    found = kept.load()
+    return found if found and found.node == node else None
+
+
+def _make_root(root: Path) -> None:
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Invalid(f"cannot make {root}: {error.strerror} (setting root)") from error
+
+
+def _boot_id(path: Path) -> str:
+    """Return the kernel's boot id; without one, one of this process: then no claim outlives it."""
+    try:
+        return path.read_text().strip()
+    except OSError as error:
+        log.warning("no boot id, claims will not outlive this process", path=str(path), error=error.strerror)
+        return f"process-{os.getpid()}-{random.getrandbits(64):x}"
+
+
+# -- the planner -------------------------------------------------------------------------------------------------------
+
+
+async def compose_planner(process: Process) -> None:
+    """Wire the planner."""
+    from agent.fleet.fleet import Fleet
+    from agent.images.registry import RegistryResolver
+    from agent.kube.api import KubeApi
+
+    settings = process.settings
+    api = await KubeApi.connect(settings.kubeconfig)
+    process.closing.push_async_callback(api.close)
+    images = RegistryResolver(settings.registries)
+    process.closing.push_async_callback(images.close)
+    identity = os.environ.get("POD_NAME") or f"{os.uname().nodename}-{os.getpid()}"
+    process.services.append(
+        Fleet(api, settings, identity=identity, models=_Models(), images=images, clock=process.clock)
+    )
+
+
+class _Models:
+    """The planner's ModelResolver, by the models room."""
+
+    async def resolve(self, uri: ModelUri) -> tuple[Digest, int, int]:
+        """Return manifest digest, size in bytes and number of files; errors as `agent.models.source.resolve`."""
+        from agent.models.source import resolve
+
+        manifest = await resolve(uri)
+        return manifest.digest, manifest.size_bytes, len(manifest.objects)
