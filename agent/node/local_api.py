@@ -26,11 +26,10 @@ from agent.core.refs import Digest, EndpointKey
 from agent.core.sandbox import Sandbox
 from agent.node.local_messages import progress_message, status_message
 from agent.node.readiness import Readiness
-from agent.node.waiting import Full, Outlook, WaitingLine, WaitOrder, outlook, parse_order
+from agent.node.waiting import SERVICE, Full, Outlook, WaitingLine, WaitOrder, outlook, parse_order
 from agent.pb.prewarm.v1 import local_pb2
 from agent.plan.decision import NodePlan
 
-SERVICE = "prewarm.v1.Local"
 _REQUEST_BYTES = 256 * 1024  # 50 models with URIs of 2 KiB, and room
 _MAX_STREAMS = 1024
 _PATIENCE_SECONDS = 3.0  # a pod may come a moment before the assignment that names its new version
@@ -135,6 +134,7 @@ class LocalApi:
                 ("grpc.max_receive_message_length", _REQUEST_BYTES),
                 ("grpc.max_concurrent_streams", _MAX_STREAMS),
                 ("grpc.so_reuseport", 0),
+                ("grpc.http2.min_recv_ping_interval_without_data_ms", 5000),  # waiting pods ask whether we live
             ),
             maximum_concurrent_rpcs=_MAX_STREAMS,
         )
@@ -174,6 +174,7 @@ class LocalApi:
     async def _wait(self, request: local_pb2.WaitRequest, context: Any) -> None:
         try:
             order = _order(request)
+            await context.write(local_pb2.WaitProgress(message="the agent of this node is asked"))
             await self._check_pod(order)
             with self._line.standing(order.endpoint):
                 async with asyncio.timeout(order.timeout_seconds or None):

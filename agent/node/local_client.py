@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -12,8 +12,7 @@ import grpc
 import grpc.aio
 
 from agent.core.errors import Permanent, Transient, cut
-from agent.node.local_api import SERVICE
-from agent.node.waiting import WaitOrder
+from agent.node.waiting import SERVICE, WaitOrder
 from agent.pb.prewarm.v1 import local_pb2
 
 _GONE = (
@@ -49,6 +48,9 @@ class LocalClient:
                 ("grpc.max_reconnect_backoff_ms", 1000),
                 ("grpc.initial_reconnect_backoff_ms", 200),
                 ("grpc.max_receive_message_length", 4 << 20),
+                ("grpc.keepalive_time_ms", 10_000),  # an agent that is stopped or hangs closes nothing by itself
+                ("grpc.keepalive_timeout_ms", 5_000),
+                ("grpc.http2.max_pings_without_data", 0),
             ),
         )
 
@@ -78,7 +80,7 @@ class LocalClient:
             raise _failure(error) from error
         return answer
 
-    async def wait(self, order: WaitOrder) -> AsyncIterator[Progress]:
+    async def wait(self, order: WaitOrder) -> AsyncGenerator[Progress, None]:
         """Yield progress; the last one is `ready`.
 
         Raises:

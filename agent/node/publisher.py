@@ -33,6 +33,7 @@ _WRITE_TIMEOUT_SECONDS = 5.0
 _ECHO_SECONDS = 2.0  # how long the watch may take to show a write before it is made again; doubles each time
 _ECHO_CAP_SECONDS = 64.0
 _BURST, _REFILL_SECONDS = 4.0, 30.0  # writes other than withdrawals: 4 at once, then 2 a minute
+_INSTANT_SECONDS = 0.001  # a pause shorter than this is rounding
 _CUT_SHORT = "cut short by a withdrawal"
 
 log = structlog.get_logger()
@@ -132,7 +133,7 @@ class Publisher:
             return self._grace_left() or None
         now = self._clock.monotonic()
         pause = self._pause_seconds(change, now)
-        if pause > 0:
+        if pause > _INSTANT_SECONDS:
             return min(pause, self._grace_left() or pause)
         await self._write(node, change, signal)
         return 0.0

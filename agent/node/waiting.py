@@ -18,6 +18,7 @@ from agent.core.latest import Latest
 from agent.core.refs import Digest, EndpointKey, ModelSource, parse_model_source
 from agent.core.units import format_size
 
+SERVICE = "prewarm.v1.Local"
 MAX_MODELS = 50
 _MAX_TIMEOUT_SECONDS = 86400.0
 _NAME = re.compile(r"[a-z0-9]([a-z0-9.\-]{0,251}[a-z0-9])?")
