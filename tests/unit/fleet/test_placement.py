@@ -163,7 +163,7 @@ def test_the_reason_names_a_single_requirement_and_stays_short() -> None:
     two = place([endpoint(required_terms=((need("a", "Exists"), need("b", "Exists")),))], [node()])
     assert list(two.unplaced.values()) == ["no eligible node: 1 outside the required node affinity"]
     many = place([endpoint()], [node(f"n{n}", taints=(Taint(key=f"t{n}", effect="NoSchedule"),)) for n in range(9)])
-    assert list(many.unplaced.values())[0].endswith("1 tainted t4:NoSchedule, 4 for other reasons")
+    assert next(iter(many.unplaced.values())).endswith("1 tainted t4:NoSchedule, 4 for other reasons")
 
 
 def test_without_nodes_everything_is_unplaced() -> None:
@@ -175,7 +175,7 @@ def test_a_node_that_went_away_keeps_what_it_had_besides_the_one_chosen_instead(
     before = place([endpoint()], nodes).assigned
     (holder,) = [name for name, keys in before.items() if keys]
     (other,) = [name for name, keys in before.items() if not keys]
-    gone = {"conditions": (Condition(type="Ready", status="Unknown"),)}
+    gone: dict[str, Any] = {"conditions": (Condition(type="Ready", status="Unknown"),)}
     after = place([endpoint()], [node(n, **(gone if n == holder else {})) for n in ("n1", "n2")], before)
     assert after.assigned == {holder: (endpoint().key,), other: (endpoint().key,)}
     assert place([endpoint()], nodes, after.assigned).assigned == before
