@@ -26,7 +26,7 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Watched:
-    """Windows that were known before they were due, by when they end, and those still to be settled after."""
+    """Windows that were known before they were due and are not settled yet, with their ends."""
 
     open: Mapping[Due, datetime] = field(default_factory=dict)
 
@@ -37,11 +37,11 @@ def settle(
     """Return what is still open and what has been settled by now.
 
     A window that is first seen after it was due is nobody's fault and is not counted; neither is one that is taken back
-    before it was due. `ready` are the endpoints this node claims now.
+    before it ended. `ready` are the endpoints this node claims now.
     """
     endpoints = assignment.endpoints if assignment else ()
     asked = {(e.key, w.ready_by): w.until for e in endpoints for w in e.windows}
-    still = {due: asked.get(due, until) for due, until in watched.open.items() if due in asked or due[1] <= now}
+    still = {due: asked.get(due, until) for due, until in watched.open.items() if due in asked or until <= now}
     still |= {due: until for due, until in asked.items() if due[1] > now}
     verdicts = {due: _verdict(due, until, ready, now) for due, until in still.items() if due[1] <= now}
     settled = {due: verdict for due, verdict in verdicts.items() if verdict}
