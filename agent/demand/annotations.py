@@ -36,25 +36,23 @@ from agent.kube.objects import PodSpecView, WorkloadView
 T = TypeVar("T")
 U = TypeVar("U")
 
-KEYS: tuple[str, ...] = tuple(
-    [
-        "models",
-        "layout",
-        "schedule",
-        "timezone",
-        "window",
-        "lead",
-        "predict",
-        "history",
-        "nodes",
-        "images",
-        "memory",
-        "min-scale",
-        "provision",
-        "priority",
-        "container",
-        "metrics",
-    ]
+KEYS: tuple[str, ...] = (
+    "models",
+    "layout",
+    "schedule",
+    "timezone",
+    "window",
+    "lead",
+    "predict",
+    "history",
+    "nodes",
+    "images",
+    "memory",
+    "min-scale",
+    "provision",
+    "priority",
+    "container",
+    "metrics",
 )
 # Words of a known key that this version cannot honour; what may be written instead is the first of `_WORDS`.
 _WORDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
@@ -98,7 +96,7 @@ def duplicates(readings: Iterable[EndpointReading]) -> Mapping[EndpointKey, tupl
 def refuse_duplicates(readings: Sequence[EndpointReading]) -> tuple[EndpointReading, ...]:
     """Make every reading whose key another workload claims too Invalid; the others come back as they are."""
     twice = duplicates(readings)
-    return tuple(_refused(r, twice[r.key]) if r.key in twice else r for r in readings) if twice else tuple(readings)
+    return tuple(_refused(r, twice[r.key]) if r.key and r.key in twice else r for r in readings)
 
 
 class _Reader:

@@ -13,6 +13,7 @@ from agent.core.refs import ImageRef, ModelSource, parse_image_ref, parse_model_
 from agent.core.units import format_duration, parse_duration
 
 MAX_ITEMS = 64  # of one list; bounds what one annotation can cost
+MAX_SCHEDULES = 16  # each may fire every minute, which costs the planner about 20 ms a cycle
 MAX_LEAD = timedelta(days=1)
 _MAX_CRON = 200  # characters of one expression
 _CONTAINER = re.compile(r"[a-z0-9]([a-z0-9\-]{0,61}[a-z0-9])?")
@@ -32,7 +33,10 @@ def models(text: str) -> tuple[ModelSource, ...]:
 
 def schedule(text: str) -> tuple[str, ...]:
     """Parse `;`-separated cron expressions; each comes back with single spaces."""
-    return tuple(_cron(item) for item in _items(text, "\n;", "cron expressions such as 0 9 * * MON-FRI"))
+    items = _items(text, "\n;", "cron expressions such as 0 9 * * MON-FRI")
+    if len(items) > MAX_SCHEDULES:
+        raise Invalid(f"{len(items)} cron expressions are more than {MAX_SCHEDULES}")
+    return tuple(_cron(item) for item in items)
 
 
 def zone(text: str) -> str:

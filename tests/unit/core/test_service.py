@@ -6,7 +6,8 @@ import signal
 
 import pytest
 
-from agent.core.service import ServiceReturned, Stopped, forever, raise_when_stopped, stop_on_signals
+from agent.core.latest import Latest
+from agent.core.service import Relay, ServiceReturned, Stopped, forever, raise_when_stopped, stop_on_signals
 
 
 class Returns:
@@ -52,3 +53,17 @@ async def test_the_first_signal_stops_and_the_second_is_left_to_the_system(numbe
     finally:
         for each in (signal.SIGTERM, signal.SIGINT):
             loop.remove_signal_handler(each)
+
+
+async def test_a_relay_applies_the_value_now_and_at_each_change() -> None:
+    cell, seen = Latest(1), Latest(0)
+    relay = asyncio.create_task(Relay("doubled", cell, lambda value: seen.set(2 * value)).run())
+    async with asyncio.timeout(5):
+        async for value in seen.follow():
+            if value == 2:
+                cell.set(5)
+            if value == 10:
+                break
+    relay.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await relay

@@ -91,6 +91,7 @@ BAD: list[tuple[str, str, str]] = [
     ("schedule", "61 9 * * *", "'61 9 * * *' has a bad minute"),
     ("schedule", "0 9 * * *; 0 9 * * 8", "'0 9 * * 8' has a bad day-of-week"),
     ("schedule", "0 9 30 2 *", "has a bad day-of-month"),
+    ("schedule", "0 9 */30 * 1#2", "'0 9 */30 * 1#2' never comes"),
     ("schedule", "0 0 31 2 MON#5L", "has a bad"),
     ("schedule", "0 " + "9" * 150 + " * * *", "has a bad hour"),
     ("schedule", "0 " + "9" * 5000 + " * * *", "longer than 200 characters"),
