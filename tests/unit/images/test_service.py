@@ -146,6 +146,7 @@ def test_a_deleted_record_withdraws_the_claim_at_once() -> None:
         async with running(bench):
             await bench.until_level(want, ImageLevel.UNPACKED)
             bench.node.forget(A)
+            bench.node.hangs = True  # no look into it is needed
             assert await bench.until_level(want, ImageLevel.ABSENT) == 0
 
     play(story)
@@ -293,6 +294,28 @@ def test_a_pull_no_longer_wanted_is_cancelled() -> None:
             assert bench.node.pulling == set()
             assert bench.outcomes == [(A, "cancelled", False)]
             assert bench.state(want).error == ""
+
+    play(story)
+
+
+def test_a_pull_whose_image_is_proved_before_it_returns_is_not_cancelled() -> None:
+    async def story(bench: Bench) -> None:
+        want = bench.offer(A)
+        pull, returning = bench.node.pull, asyncio.Event()
+
+        async def slow_to_return(name: str, handler: str) -> None:
+            await pull(name, handler)
+            await returning.wait()
+
+        bench.node.pull = slow_to_return  # type: ignore[method-assign]
+        async with running(bench):
+            bench.ask(want)
+            await bench.until_level(want, ImageLevel.UNPACKED)
+            bench.watch(want)
+            await asyncio.sleep(20)
+            returning.set()
+            await bench.until(want, lambda state: not state.busy)
+            assert bench.outcomes == [(A, "ok", True)]
 
     play(story)
 
