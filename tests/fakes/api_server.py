@@ -10,14 +10,20 @@ from __future__ import annotations
 import asyncio
 import copy
 import json
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from aiohttp import web
 
+from agent.core.latest import Signal
+from agent.kube.api import KubeApi
+from agent.kube.credentials import FixedServer
+from agent.kube.errors import Away, refusal
+
 Object = dict[str, Any]
+Query = Mapping[str, str]
 
 
 class Refused(Exception):
@@ -66,6 +72,7 @@ class FakeApiServer:
         self.url = ""
         self.requests: list[Request] = []
         self.failures: list[int] = []  # statuses that the next requests get
+        self.asked = Signal()  # fired by every request
         self.silent = False  # accept requests and never answer
         self._objects: dict[tuple[str, str, str], Object] = {}
         self._history: list[
@@ -134,61 +141,101 @@ class FakeApiServer:
     def count(self, method: str, ending: str = "") -> int:
         return sum(r.method == method and r.path.endswith(ending) for r in self.requests)
 
-    async def _answer(self, request: web.Request) -> web.StreamResponse:
-        self.requests.append(Request(request.method, request.path, dict(request.query)))
-        if self.silent:
-            await asyncio.Event().wait()
-        try:
-            if self.failures:
-                raise Refused(self.failures.pop(0), "Broken", "failing as told")
-            target = _target(request.path)
-            if request.method == "GET" and request.query.get("watch"):
-                return await self._watch(request, target)
-            return web.json_response(await self._act(request, target))
-        except Refused as refused:
-            return web.json_response(refused.body(), status=refused.status)
+    async def act(self, method: str, path: str, query: Query, body: Any, content_type: str) -> Object:
+        """Answer one request.
 
-    async def _act(self, request: web.Request, target: Target) -> Object:
-        text = await request.text()
-        body: Any = json.loads(text) if text else None
-        match request.method:
+        Raises:
+            Refused: as the API server would.
+        """
+        await self._admit(method, path, query)
+        target = _target(path)
+        match method:
             case "GET" if target.name:
                 return self._found(target)
             case "GET":
-                return self._list(request, target)
+                return self._list(query, target)
             case "POST":
                 return await self._create(target, body)
             case "PUT":
                 return await self._replace(target, body)
             case "PATCH":
-                patched = _patched(self._found(target), body, request.content_type)
+                patched = _patched(self._found(target), body, content_type)
                 return await self._replace(target, patched)
             case "DELETE":
                 if body and (body.get("preconditions") or {}).get("uid") not in (None, _uid(self._found(target))):
                     raise Refused(409, "Conflict", "the UID in the precondition does not match")
                 return await self._drop(target)
-        raise Refused(405, "MethodNotAllowed", request.method)
+        raise Refused(405, "MethodNotAllowed", method)
+
+    async def watch(self, path: str, query: Query) -> AsyncGenerator[bytes, None]:
+        """Yield the lines of a watch."""
+        await self._admit("GET", path, query)
+        target, seen, born = _target(path), int(query["resourceVersion"]), self._cut
+        if seen < self._forgotten:
+            raise Refused(410, "Expired", f"too old resource version: {seen}")
+        yield b""  # the answer has begun
+        deadline = asyncio.get_running_loop().time() + float(query.get("timeoutSeconds", 600))
+        while self._cut == born:
+            for version, collection, before, item in [h for h in self._history if h[0] > seen]:
+                if collection == target.collection and (event := self._event(query, target, before, item)):
+                    yield _line(event, item)
+                seen = version
+            try:
+                async with asyncio.timeout_at(deadline), self._changed:
+                    await self._changed.wait_for(lambda: self._version > seen or self._cut != born)  # noqa: B023
+            except TimeoutError:
+                yield _line("BOOKMARK", {"kind": "X", "metadata": {"resourceVersion": str(self._version)}})
+                return
+
+    async def _admit(self, method: str, path: str, query: Query) -> None:
+        self.requests.append(Request(method, path, dict(query)))
+        self.asked.fire()
+        if self.silent:
+            await asyncio.Event().wait()
+        if self.failures:
+            raise Refused(self.failures.pop(0), "Broken", "failing as told")
+
+    async def _answer(self, request: web.Request) -> web.StreamResponse:
+        try:
+            if request.query.get("watch"):
+                return await self._stream(request)
+            text = await request.text()
+            body: Any = json.loads(text) if text else None
+            return web.json_response(
+                await self.act(request.method, request.path, request.query, body, request.content_type)
+            )
+        except Refused as refused:
+            return web.json_response(refused.body(), status=refused.status)
+
+    async def _stream(self, request: web.Request) -> web.StreamResponse:
+        answer = web.StreamResponse(headers={"Content-Type": "application/json"})
+        async with aclosing(self.watch(request.path, request.query)) as lines:
+            await anext(lines)
+            await answer.prepare(request)
+            async for line in lines:
+                await answer.write(line)
+        return answer
 
     def _found(self, target: Target) -> Object:
         if target.key not in self._objects:
             raise Refused(404, "NotFound", f"{target.collection} {target.name!r} not found")
         return self._objects[target.key]
 
-    def _selected(self, item: Object, request: web.Request, target: Target) -> bool:
+    def _selected(self, item: Object, query: Query, target: Target) -> bool:
         meta = item["metadata"]
         if target.namespace and meta.get("namespace") != target.namespace:
             return False
-        labels = [p.partition("=") for p in request.query.get("labelSelector", "").split(",") if p]
-        fields = [p.partition("=") for p in request.query.get("fieldSelector", "").split(",") if p]
+        labels = [p.partition("=") for p in query.get("labelSelector", "").split(",") if p]
+        fields = [p.partition("=") for p in query.get("fieldSelector", "").split(",") if p]
         known = {"metadata.name": meta["name"], "spec.nodeName": (item.get("spec") or {}).get("nodeName", "")}
         return all((meta.get("labels") or {}).get(k) == v for k, _, v in labels) and all(
             known[k] == v for k, _, v in fields
         )
 
-    def _list(self, request: web.Request, target: Target) -> Object:
+    def _list(self, query: Query, target: Target) -> Object:
         every = [o for k, o in sorted(self._objects.items()) if k[0] == target.collection]
-        found = [o for o in every if self._selected(o, request, target)]
-        start, size = int(request.query.get("continue") or 0), int(request.query.get("limit") or 1_000_000)
+        found = [o for o in every if self._selected(o, query, target)]
+        start, size = int(query.get("continue") or 0), int(query.get("limit") or 1_000_000)
         meta: Object = {"resourceVersion": str(self._version)}
         if start + size < len(found):
             meta["continue"] = str(start + size)
@@ -242,9 +289,9 @@ class FakeApiServer:
             self._history.append((self._version, target.collection, copy.deepcopy(before), copy.deepcopy(item)))
             self._changed.notify_all()
 
-    def _event(self, request: web.Request, target: Target, before: Object | None, item: Object) -> str:
-        matched = before is not None and self._selected(before, request, target)
-        matches = before != item and self._selected(item, request, target)  # dropped objects are told as (item, item)
+    def _event(self, query: Query, target: Target, before: Object | None, item: Object) -> str:
+        matched = before is not None and self._selected(before, query, target)
+        matches = before != item and self._selected(item, query, target)  # dropped objects are told as (item, item)
         match matched, matches:
             case True, True:
                 return "MODIFIED"
@@ -254,28 +301,46 @@ class FakeApiServer:
                 return "ADDED"
         return ""
 
-    async def _watch(self, request: web.Request, target: Target) -> web.StreamResponse:
-        seen = int(request.query["resourceVersion"])
-        if seen < self._forgotten:
-            raise Refused(410, "Expired", f"too old resource version: {seen}")
-        answer = web.StreamResponse(headers={"Content-Type": "application/json"})
-        await answer.prepare(request)
-        born = self._cut
-        deadline = asyncio.get_running_loop().time() + float(request.query.get("timeoutSeconds", 600))
-        while self._cut == born:
-            for version, collection, before, item in [h for h in self._history if h[0] > seen]:
-                if collection == target.collection and (event := self._event(request, target, before, item)):
-                    await answer.write(_line(event, item))
-                seen = version
+
+class DirectApi(KubeApi):
+    """The client on a fake without sockets in between, for tests in virtual time. A server that is `down` refuses."""
+
+    def __init__(self, server: FakeApiServer) -> None:
+        super().__init__(FixedServer("http://fake"))
+        self._server = server
+        self.down = False
+
+    async def _ask(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: Mapping[str, str] | None = None,
+        body: Any = None,
+        content_type: str = "application/json",
+        seconds: float = 15.0,
+    ) -> Object:
+        if self.down:
+            raise Away(f"{method} {path}: connection refused")
+        try:
+            async with asyncio.timeout(seconds):
+                sent = json.loads(json.dumps(body))
+                return copy.deepcopy(await self._server.act(method, path, query or {}, sent, content_type))
+        except TimeoutError as error:
+            raise Away(f"{method} {path}: no answer in time") from error
+        except Refused as refused:
+            raise refusal(f"{method} {path}", refused.status, refused.reason, str(refused)) from refused
+
+    @asynccontextmanager
+    async def stream(self, path: str, query: Mapping[str, str], seconds: float) -> AsyncIterator[AsyncIterator[bytes]]:
+        if self.down:
+            raise Away(f"GET {path}: connection refused")
+        async with aclosing(self._server.watch(path, query)) as lines:
             try:
-                async with asyncio.timeout_at(deadline), self._changed:
-                    await self._changed.wait_for(lambda: self._version > seen or self._cut != born)  # noqa: B023
-            except TimeoutError:
-                break
-        else:
-            return answer
-        await answer.write(_line("BOOKMARK", {"kind": "X", "metadata": {"resourceVersion": str(self._version)}}))
-        return answer
+                await anext(lines)
+            except Refused as refused:
+                raise refusal(f"GET {path}", refused.status, refused.reason, str(refused)) from refused
+            yield lines
 
 
 def _line(event: str, item: Object) -> bytes:
