@@ -100,7 +100,8 @@ class ModelsView:
 class Inventory:
     """Everything proved on this node at one moment.
 
-    `resolved` maps a model URI (as text) to the digest the agent itself found for it, for wants that carry none.
+    `resolved` maps a model URI (as text) to the digest the agent itself found for it, for wants that carry none;
+    `unresolved` maps one to why none was found.
     `waiting` are endpoints some pod on this node waits for in `prewarm wait`. `proved` turns True when the first full
     proof after the process started is through: until then nothing may be claimed.
     """
@@ -109,6 +110,7 @@ class Inventory:
     images: Mapping[ImageRef, ImageState] = field(default_factory=dict)
     models: Mapping[Digest, ModelState] = field(default_factory=dict)
     resolved: Mapping[str, Digest] = field(default_factory=dict)
+    unresolved: Mapping[str, str] = field(default_factory=dict)
     gpu: GpuReport = GpuReport()
     cache: CacheUse = CacheUse()
     waiting: frozenset[EndpointKey] = frozenset()

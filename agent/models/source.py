@@ -74,14 +74,14 @@ class S3Source:
             async for page in self._client.get_paginator("list_objects_v2").paginate(
                 Bucket=uri.bucket, Prefix=uri.key, PaginationConfig={"PageSize": 1000}
             ):
-                found += [Listed(key=o["Key"], size=o["Size"], etag=o["ETag"]) for o in page.get("Contents", ())]
+                found += [Listed(key=o["Key"], size=o["Size"], etag=_quoted(o["ETag"])) for o in page.get("Contents", ())]
                 if len(found) > MAX_OBJECTS:
                     raise Permanent(f"{cut(uri, 200)} has more than {MAX_OBJECTS} objects: name a longer prefix")
         return found
 
     async def _named(self, uri: ModelUri) -> Listed:
         head = await self._head(uri.bucket, uri.key, uri.version_id)
-        return Listed(key=uri.key, size=head["ContentLength"], etag=head["ETag"])
+        return Listed(key=uri.key, size=head["ContentLength"], etag=_quoted(head["ETag"]))
 
     async def head(self, bucket: str, listed: Listed, path: str, version_id: str = "") -> ObjectEntry:
         """Return one listed object with its version and what S3 states to check it by.
@@ -91,7 +91,7 @@ class S3Source:
             Permanent: denied or absent.
         """
         head = await self._head(bucket, listed.key, version_id)
-        if head["ContentLength"] != listed.size or head["ETag"] != listed.etag:
+        if head["ContentLength"] != listed.size or _quoted(head["ETag"]) != listed.etag:
             raise Transient(f"{cut(ascii(listed.key), 200)} changed while s3://{bucket} was listed")
         checksum, kind = stated_checksum(head, listed.etag)
         version = head.get("VersionId") or version_id
@@ -209,6 +209,11 @@ async def resolve(uri: ModelUri, source: S3Source | None = None) -> Manifest:
             first = first.exceptions[0]
         raise first from None
     return Manifest(uri=uri, objects=tuple(t.result() for t in tasks))
+
+
+def _quoted(etag: str) -> str:
+    """Return an ETag with the quotes that RFC 9110 gives it: some servers leave them out of listings."""
+    return etag if etag.startswith(('"', "W/")) else f'"{etag}"'
 
 
 def _session() -> Any:

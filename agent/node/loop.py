@@ -109,6 +109,7 @@ class DecideLoop:
             images=self._facts.images.get(),
             models=models.states,
             resolved=models.resolved,
+            unresolved=models.unresolved,
             gpu=self._facts.gpu.get(),
             cache=models.cache,
             waiting=self._facts.waiting.get(),

@@ -110,7 +110,7 @@ def _items(assignment: Assignment, inventory: Inventory, now: datetime) -> Itera
     yield from (_image_item(i, inventory.images.get(i.ref)) for i in images.values())
     for want in models.values():
         digest = model_digest(want, inventory)
-        yield _model_item(want, inventory.models.get(digest) if digest else None, now)
+        yield _model_item(want, inventory.models.get(digest) if digest else None, inventory, now)
 
 
 def _image_item(want: ImageWant, state: ImageState | None) -> dict[str, object]:
@@ -127,10 +127,12 @@ def _image_item(want: ImageWant, state: ImageState | None) -> dict[str, object]:
     return {k: v for k, v in full.items() if v not in ("", 0)}
 
 
-def _model_item(want: ModelWant, state: ModelState | None, now: datetime) -> dict[str, object]:
+def _model_item(want: ModelWant, state: ModelState | None, inventory: Inventory, now: datetime) -> dict[str, object]:
     if state is None:
         reason = "not looked at yet" if want.digest else "its version is not resolved yet"
-        return {"ref": str(want.uri), "level": str(ModelLevel.ABSENT), "reason": reason}
+        item = {"ref": str(want.uri), "level": str(ModelLevel.ABSENT), "reason": reason}
+        error = inventory.unresolved.get(str(want.uri))
+        return item | {"error": cut(error, _TEXT_LIMIT)} if error else item
     eta = eta_of(state, now)
     full: dict[str, object] = {
         "ref": str(want.uri),

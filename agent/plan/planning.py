@@ -161,8 +161,9 @@ def _first_error(want: EndpointWant, inventory: Inventory) -> str:
             return f"{image.ref}: {state.error}"
     for model in want.models:
         found = _model_state(model, inventory)
-        if found and found.error and not model_is_warm(model, inventory):
-            return f"model {model.name}: {found.error}"
+        error = found.error if found else inventory.unresolved.get(str(model.uri), "")
+        if error and not model_is_warm(model, inventory):
+            return f"model {model.name}: {error}"
     return ""
 
 
