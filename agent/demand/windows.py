@@ -24,9 +24,8 @@ from agent.demand.endpoint import Endpoint, Schedule
 HORIZON = timedelta(hours=48)
 MAX_WINDOWS = 200
 _STEP = timedelta(hours=6)
-_FOLD = timedelta(
-    hours=3
-)  # longer than any clock is set back: cronsim may name a start that far on the wrong side of `now`
+# Longer than any clock is set back: in a repeated hour a past start may show a later wall-clock time than now.
+_FOLD = timedelta(hours=3)
 
 
 def windows(endpoint: Endpoint, now: datetime, horizon: timedelta = HORIZON) -> tuple[Window, ...]:
@@ -46,7 +45,7 @@ def windows(endpoint: Endpoint, now: datetime, horizon: timedelta = HORIZON) -> 
 
 def _starts(schedule: Schedule, endpoint: Endpoint, now: datetime, last: datetime) -> list[datetime]:
     zone = ZoneInfo(schedule.zone)
-    ahead = list(takewhile(lambda start: start <= last, _ticks(schedule.cron, (now - _FOLD).astimezone(zone))))
+    ahead = list(takewhile(lambda start: start <= last, _ticks(schedule.cron, now.astimezone(zone))))
     following = next((start for start in ahead if start > now), None)
     reach = min(now, following - endpoint.lead) if following else now
     back = _ticks(schedule.cron, (now + _FOLD).astimezone(zone), reverse=True)

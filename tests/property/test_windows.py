@@ -116,6 +116,18 @@ def test_the_lead_alone_can_join_windows() -> None:
     assert (found[0].ready_by, found[0].until) == (at("2026-06-01T08:00"), at("2026-06-01T12:00"))
 
 
+def test_the_lead_joins_a_window_with_one_that_has_ended() -> None:
+    (found, *_) = windows(endpoint("0 9,11 * * *", window="1h", lead="1h"), at("2026-06-01T11:30"))
+    assert (found.ready_by, found.until) == (at("2026-06-01T08:00"), at("2026-06-01T12:00"))
+
+
+@pytest.mark.parametrize("zone", ZONES)
+def test_a_window_that_starts_this_very_second_is_open(zone: str) -> None:
+    now = at("2026-06-01T12:30")
+    cron = f"{now.astimezone(ZoneInfo(zone)):%M %H} * * *"
+    assert windows(endpoint(cron, zone=zone), now)[0] == Window(ready_by=now, until=now + timedelta(hours=1))
+
+
 def test_every_minute_is_one_long_window_and_changes_only_every_six_hours() -> None:
     always = endpoint("* * * * *", window="5m")
     answers = {windows(always, at("2026-06-01T06:00") + timedelta(minutes=7 * n)) for n in range(51)}

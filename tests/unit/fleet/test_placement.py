@@ -83,6 +83,27 @@ def test_terms_are_ored_and_their_requirements_anded(terms: tuple[tuple[NodeRequ
     assert fits(endpoint(required_terms=terms), LABELLED) is fit
 
 
+def test_nodes_alike_but_for_what_one_endpoint_looks_at_are_told_apart() -> None:
+    nodes = [
+        node("n1"),
+        node("n2"),
+        node("n3", taints=(TAINT,)),
+        node("n4", gpus="1"),
+        node("n5", labels={"zone": "z"}),
+    ]
+    named = endpoint("named", nodes=None, required_terms=((need("metadata.name", "In", "n2", on_field=True),),))
+    zoned = endpoint("zoned", nodes=None, node_selector={"zone": "z"})
+    large = endpoint("large", nodes=None, gpus=2)
+    assigned = place([named, zoned, large], nodes).assigned
+    assert {name: [key.name for key in keys] for name, keys in assigned.items()} == {
+        "n1": ["large"],
+        "n2": ["large", "named"],
+        "n3": [],
+        "n4": [],
+        "n5": ["large", "zoned"],
+    }
+
+
 def test_our_own_labels_never_exclude_a_node() -> None:
     ours = (need("endpoint.prewarm.dev/a.e", "In", "ready"), need("prewarm.dev/gpu", "In", "healthy"))
     assert fits(endpoint(required_terms=(ours,)), LABELLED)
