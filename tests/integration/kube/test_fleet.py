@@ -1,0 +1,180 @@
+"""The whole planner against an API server in memory, over HTTP: from annotation to NodeWarmup and Event."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from agent.config import Settings, SourceRule
+from agent.core.clock import SystemClock
+from agent.core.errors import Permanent, Transient
+from agent.core.refs import Digest, ImageRef, ModelUri
+from agent.fleet.fleet import Fleet
+from agent.fleet.sources import AGENT_LABELS
+from agent.kube.api import KubeApi
+from agent.kube.credentials import FixedServer
+from tests.fakes.api_server import FakeApiServer
+
+DEPLOYMENTS = "/apis/apps/v1/namespaces/shop/deployments"
+WARMUPS = "/apis/prewarm.dev/v1alpha1/nodewarmups"
+DIGEST = Digest("sha256:" + "a" * 64)
+
+
+class Models:
+    """An S3 that holds everything under weights/."""
+
+    def __init__(self) -> None:
+        self.away = False
+
+    async def resolve(self, uri: ModelUri) -> tuple[Digest, int, int]:
+        if self.away:
+            raise Transient("s3 is away")
+        if "missing" in uri.key:
+            raise Permanent(f"{uri}: no object")
+        return DIGEST, 1000, 2
+
+
+class Images:
+    async def resolve(self, ref: ImageRef) -> str:
+        return "sha256:" + "b" * 64
+
+
+@pytest_asyncio.fixture
+async def server() -> AsyncIterator[FakeApiServer]:
+    async with FakeApiServer().serving() as serving:
+        await node(serving, "n1")
+        await agent(serving, "n1")
+        yield serving
+
+
+@pytest.fixture
+def models() -> Models:
+    return Models()
+
+
+@asynccontextmanager
+async def planner(server: FakeApiServer, models: Models, name: str = "one") -> AsyncIterator[Fleet]:
+    """Run one replica."""
+    settings = Settings(sources=(SourceRule(namespace="*", bucket="weights", prefix=""),))
+    async with KubeApi(FixedServer(server.url)) as api:
+        fleet = Fleet(api, settings, identity=name, models=models, images=Images(), clock=SystemClock())
+        task = asyncio.create_task(fleet.run(), name=name)
+        try:
+            yield fleet
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+
+async def node(server: FakeApiServer, name: str, ready: str = "True") -> None:
+    labels = {"endpoint.prewarm.dev/shop.old": "ready"}
+    meta = {"labels": labels, "annotations": {"prewarm.dev/boot-id": "b"}, "uid": f"uid-{name}"}
+    status = {"conditions": [{"type": "Ready", "status": ready}], "nodeInfo": {"bootID": "b"}}
+    await server.put(f"/api/v1/nodes/{name}", {"metadata": meta, "spec": {}, "status": status})
+
+
+async def agent(server: FakeApiServer, name: str) -> None:
+    labels = dict(pair.split("=") for pair in AGENT_LABELS.split(","))
+    status = {"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]}
+    body = {"metadata": {"labels": labels}, "spec": {"nodeName": name}, "status": status}
+    await server.put(f"/api/v1/namespaces/prewarm/pods/agent-{name}", body)
+
+
+async def deployment(server: FakeApiServer, name: str, **annotations: str) -> None:
+    written = {f"prewarm.dev/{k}": v for k, v in annotations.items()}
+    pod = {"containers": [{"name": "server", "image": "registry.bed/server:1"}]}
+    body = {"metadata": {"annotations": written}, "spec": {"template": {"spec": pod}}}
+    await server.put(f"{DEPLOYMENTS}/{name}", body)
+
+
+def endpoints(server: FakeApiServer, name: str = "n1") -> list[Any] | None:
+    found = server.get(f"{WARMUPS}/{name}")
+    return found["spec"]["endpoints"] if found else None
+
+
+def events(server: FakeApiServer) -> set[tuple[str, str]]:
+    return {(e["involvedObject"]["name"], e["reason"]) for e in server.all("/api/v1/events")}
+
+
+async def until(server: FakeApiServer, holds: Callable[[], bool], seconds: float = 5) -> None:
+    """Wait for what the planner's requests bring about."""
+    async with asyncio.timeout(seconds):
+        while not holds():
+            await server.asked.wait(0.05)
+
+
+async def test_annotated_deployment_reaches_its_node_and_its_deletion_too(
+    server: FakeApiServer, models: Models
+) -> None:
+    async with planner(server, models):
+        await deployment(server, "chat", models="s3://weights/llama/", schedule="0 9 * * *")
+        await until(server, lambda: bool(endpoints(server)))
+        found = (endpoints(server) or [])[0]
+        assert (found["namespace"], found["name"]) == ("shop", "chat")
+        assert found["models"] == [
+            {"name": "llama", "uri": "s3://weights/llama/", "digest": DIGEST, "sizeBytes": 1000, "files": 2}
+        ]
+        assert found["images"] == [{"ref": "registry.bed/server:1", "digest": "sha256:" + "b" * 64}]
+        assert found["windows"]
+        await server.remove(f"{DEPLOYMENTS}/chat")
+        await until(server, lambda: endpoints(server) == [])
+
+
+async def test_broken_and_unresolved_workloads_have_their_events_and_disturb_nobody(
+    server: FakeApiServer, models: Models
+) -> None:
+    async with planner(server, models):
+        await deployment(server, "chat", models="s3://weights/llama/")
+        await deployment(server, "broken", models="http://weights/llama/")
+        await deployment(server, "foreign", models="s3://secret/llama/")
+        await deployment(server, "missing", models="s3://weights/missing/")
+        wanted = {("broken", "Invalid"), ("foreign", "Invalid"), ("missing", "Unresolved")}
+        await until(server, lambda: events(server) == wanted)
+        await until(server, lambda: bool(endpoints(server)))
+        assert [e["name"] for e in endpoints(server) or []] == ["chat"]
+
+
+async def test_second_replica_takes_over_with_s3_away_and_changes_nothing(
+    server: FakeApiServer, models: Models
+) -> None:
+    await deployment(server, "chat", models="s3://weights/llama/")
+    async with planner(server, models):
+        await until(server, lambda: bool(endpoints(server)))
+    before = server.get(f"{WARMUPS}/n1")
+    models.away = True
+    async with planner(server, models, "two") as second:
+        await until(server, second.leading.get)
+        await deployment(server, "broken", models="http://weights/llama/")
+        await until(server, lambda: events(server) == {("broken", "Invalid")})
+        assert server.get(f"{WARMUPS}/n1") == before
+
+
+async def test_returning_planner_sweeps_before_it_plans(server: FakeApiServer, models: Models) -> None:
+    await node(server, "n2", ready="Unknown")
+    await deployment(server, "chat", models="s3://weights/llama/")
+    async with planner(server, models):
+        await until(server, lambda: bool(endpoints(server)))
+    dead = server.get("/api/v1/nodes/n2")
+    assert dead is not None
+    assert dead["metadata"]["labels"] == {}
+    writes = [r.path for r in server.requests if r.method in ("PATCH", "POST") and "leases" not in r.path]
+    assert writes.index("/api/v1/nodes/n2/status") < writes.index(WARMUPS)
+
+
+async def test_follower_only_asks_for_the_lease(server: FakeApiServer, models: Models) -> None:
+    async with planner(server, models) as first:
+        await until(server, first.leading.get)
+        await until(server, lambda: sum("watch" in r.query for r in server.requests) >= 6)
+        await deployment(server, "chat", models="s3://weights/llama/")
+        await until(server, lambda: bool(endpoints(server)))
+        server.requests.clear()
+        async with planner(server, models, "two") as second:
+            await until(server, lambda: server.count("GET", "leases/prewarm-planner") > 0)
+            await asyncio.sleep(0.3)  # nothing may happen here
+            assert not second.leading.get()
+            assert all("leases" in r.path for r in server.requests)

@@ -1,0 +1,209 @@
+"""The whole fleet's plan from workloads, nodes and versions."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+from agent.config import SourceRule
+from agent.core.assignment import Assignment, EndpointWant, ImageWant, ModelWant, Window, Workload
+from agent.core.refs import Digest, EndpointKey, ImageRef, ModelUri, parse_image_ref, parse_model_uri
+from agent.demand.endpoint import DemandDefaults
+from agent.fleet.draft import Draft, Drafter, FleetState
+from agent.fleet.resolutions import Resolution, Resolutions, ResolvedModel, from_warmups
+from agent.kube.events import EventType
+from agent.kube.objects import (
+    Condition,
+    ContainerView,
+    NodeView,
+    NodeWarmupView,
+    PodSpecView,
+    WorkloadView,
+)
+
+NOW = datetime(2026, 3, 2, 8, 0, tzinfo=UTC)
+DEFAULTS = DemandDefaults(timezone="UTC", sources=(SourceRule(namespace="*", bucket="weights", prefix=""),))
+URI = parse_model_uri("s3://weights/llama/")
+IMAGE = parse_image_ref("registry.bed/server:1")
+LLAMA = ResolvedModel(digest=Digest("sha256:" + "1" * 64), size_bytes=2_000, files=3)
+SERVER = "sha256:" + "2" * 64
+KNOWN = Resolutions(models={URI: Resolution(value=LLAMA)}, images={IMAGE: Resolution(value=SERVER)})
+CHAT = EndpointKey(namespace="shop", name="chat")
+
+
+def workload(name: str = "chat", runtime: str = "", **annotations: str) -> WorkloadView:
+    written = {"models": "s3://weights/llama/", "schedule": "0 9 * * *"} | annotations
+    return WorkloadView(
+        api_version="apps/v1",
+        kind="Deployment",
+        namespace="shop",
+        name=name,
+        uid=f"uid-{name}",
+        annotations={f"prewarm.dev/{k}": v for k, v in written.items() if v},
+        spec=PodSpecView(
+            containers=(ContainerView(name="server", image="registry.bed/server:1"),), runtime_class=runtime
+        ),
+    )
+
+
+def node(name: str) -> NodeView:
+    return NodeView(name=name, uid=f"uid-{name}", conditions=(Condition(type="Ready", status="True"),))
+
+
+def draft(
+    *workloads: WorkloadView, known: Resolutions = KNOWN, nodes: tuple[str, ...] = ("n1",), now: datetime = NOW
+) -> Draft:
+    state = FleetState(workloads=workloads, nodes=tuple(map(node, nodes)), resolutions=known)
+    return Drafter(DEFAULTS).draft(state, now)
+
+
+def told(found: Draft) -> list[tuple[str, str]]:
+    return sorted((a.about.name, a.reason) for a in found.announcements)
+
+
+def test_endpoint_goes_to_its_node_with_versions_and_windows() -> None:
+    found = draft(workload())
+    want = EndpointWant(
+        key=CHAT,
+        workload=Workload(kind="Deployment", name="chat"),
+        images=(ImageWant(ref=IMAGE, digest=SERVER),),
+        models=(ModelWant(name="llama", uri=URI, digest=LLAMA.digest, size_bytes=2_000, files=3),),
+        windows=found.assignments["n1"].endpoints[0].windows,
+    )
+    assert found.assignments == {"n1": Assignment(node="n1", endpoints=(want,))}
+    assert want.windows[0] == Window(ready_by=NOW + timedelta(minutes=55), until=NOW + timedelta(hours=2))
+    assert found.announcements == frozenset()
+    assert found.models == {URI: want.windows}
+    assert found.images == {IMAGE: want.windows}
+
+
+def test_every_node_has_an_assignment_and_one_of_them_the_endpoint() -> None:
+    found = draft(workload(), nodes=("n1", "n2", "n3"))
+    assert set(found.assignments) == {"n1", "n2", "n3"}
+    assert sum(len(a.endpoints) for a in found.assignments.values()) == 1
+
+
+def test_model_without_a_version_keeps_its_endpoint_unassigned_and_no_other() -> None:
+    new = "s3://weights/new/"
+    broken: Resolution[ResolvedModel] = Resolution(error="s3://weights/new/: no object", lasting=True)
+    known = Resolutions(models={**KNOWN.models, parse_model_uri(new): broken}, images=KNOWN.images)
+    found = draft(workload(), workload("other", models=new), known=known)
+    assert [e.key for e in found.assignments["n1"].endpoints] == [CHAT]
+    assert [(a.reason, a.message) for a in found.announcements] == [("Unresolved", "s3://weights/new/: no object")]
+    assert parse_model_uri(new) in found.models
+
+
+def test_model_not_asked_for_yet_is_waited_for_in_silence() -> None:
+    found = draft(workload(), known=Resolutions())
+    assert found.assignments["n1"].endpoints == ()
+    assert found.announcements == frozenset()
+
+
+def test_outage_keeps_the_known_version_without_an_event() -> None:
+    known = Resolutions(models={URI: Resolution(value=LLAMA, error="s3 is away")}, images=KNOWN.images)
+    found = draft(workload(), known=known)
+    assert found.assignments["n1"].endpoints[0].models[0].digest == LLAMA.digest
+    assert found.announcements == frozenset()
+
+
+def test_image_without_a_digest_stays_by_its_tag_and_is_told() -> None:
+    failed: Resolution[str] = Resolution(error="registry.bed/server:1: no such tag", lasting=True)
+    found = draft(workload(), known=Resolutions(models=KNOWN.models, images={IMAGE: failed}))
+    assert found.assignments["n1"].endpoints[0].images == (ImageWant(ref=IMAGE),)
+    assert told(found) == [("chat", "Unresolved")]
+
+
+def test_pinned_image_is_not_asked_for() -> None:
+    found = draft(workload(images=f"registry.bed/side@{SERVER}"))
+    side = ImageRef(host="registry.bed", repository="side", digest=SERVER)
+    assert ImageWant(ref=side, digest=SERVER) in found.assignments["n1"].endpoints[0].images
+    assert set(found.images) == {IMAGE}
+
+
+def test_broken_annotation_is_told_and_leaves_the_other_endpoint_alone() -> None:
+    alone = draft(workload())
+    found = draft(workload(), workload("broken", nodes="many"))
+    assert found.assignments == alone.assignments
+    assert told(found) == [("broken", "Invalid")]
+    about = next(iter(found.announcements)).about
+    assert (about.kind, about.namespace, about.uid) == ("Deployment", "shop", "uid-broken")
+
+
+def test_unplaceable_endpoint_says_why() -> None:
+    found = draft(workload(), nodes=())
+    assert [(a.reason, a.message) for a in found.announcements] == [
+        ("Unplaceable", "no eligible node: the cluster has none")
+    ]
+
+
+def test_runtime_class_becomes_its_handler() -> None:
+    state = FleetState(
+        workloads=(workload(runtime="gpu"),), nodes=(node("n1"),), handlers={"gpu": "nvidia"}, resolutions=KNOWN
+    )
+    found = Drafter(DEFAULTS).draft(state, NOW)
+    assert found.assignments["n1"].endpoints[0].runtime_handler == "nvidia"
+
+
+def test_note_is_a_normal_event() -> None:
+    noted = workload(models="")
+    noted = WorkloadView(
+        api_version="apps/v1",
+        kind="Deployment",
+        namespace="shop",
+        name="chat",
+        uid="u",
+        annotations=noted.annotations,
+        template_labels={"prewarm.dev/inject": "true"},
+        spec=noted.spec,
+    )
+    found = draft(noted)
+    assert {(a.reason, a.type) for a in found.announcements} == {("Note", EventType.NORMAL)}
+
+
+def test_deleted_workload_leaves_an_empty_assignment() -> None:
+    drafter = Drafter(DEFAULTS)
+    state = FleetState(workloads=(workload(),), nodes=(node("n1"),), resolutions=KNOWN)
+    assert drafter.draft(state, NOW).assignments["n1"].endpoints
+    after = drafter.draft(FleetState(nodes=(node("n1"),), resolutions=KNOWN), NOW)
+    assert after.assignments == {"n1": Assignment(node="n1")}
+    assert after.models == {}
+
+
+def test_plan_changes_when_a_window_ends_and_not_before() -> None:
+    drafter = Drafter(DEFAULTS)
+    state = FleetState(workloads=(workload(),), nodes=(node("n1"),), resolutions=KNOWN)
+    first = drafter.draft(state, NOW)
+    ends = NOW + timedelta(hours=2)
+    assert first.wake_at == ends
+    assert drafter.draft(state, ends - timedelta(seconds=1)).assignments == first.assignments
+    after = drafter.draft(state, ends).assignments["n1"].endpoints[0].windows
+    assert all(w.until > ends for w in after)
+
+
+def test_unchanged_endpoint_is_the_same_object_in_the_next_draft() -> None:
+    drafter = Drafter(DEFAULTS)
+    first = drafter.draft(FleetState(workloads=(workload(),), nodes=(node("n1"),), resolutions=KNOWN), NOW)
+    again = drafter.draft(FleetState(workloads=(workload(),), nodes=(node("n1"),), resolutions=KNOWN), NOW)
+    assert again.assignments["n1"].endpoints[0] is first.assignments["n1"].endpoints[0]
+
+
+def test_changed_annotation_is_read_again() -> None:
+    drafter = Drafter(DEFAULTS)
+    drafter.draft(FleetState(workloads=(workload(),), nodes=(node("n1"),), resolutions=KNOWN), NOW)
+    changed = FleetState(workloads=(workload(priority="900"),), nodes=(node("n1"),), resolutions=KNOWN)
+    assert drafter.draft(changed, NOW).assignments["n1"].endpoints[0].priority == 900
+
+
+def test_new_leader_knows_what_the_old_one_resolved() -> None:
+    assignment = draft(workload()).assignments["n1"]
+    known = from_warmups([NodeWarmupView(name="n1", assignment=assignment), NodeWarmupView(name="n2", problem="bad")])
+    assert known.models == {URI: Resolution(value=LLAMA)}
+    assert known.images == {IMAGE: Resolution(value=SERVER)}
+    assert draft(workload(), known=known).assignments["n1"] == assignment
+
+
+def test_many_endpoints_want_a_model_for_all_their_windows() -> None:
+    found = draft(workload(), workload("later", schedule="0 12 * * *"))
+    uris: list[ModelUri] = list(found.models)
+    assert uris == [URI]
+    hours = {(w.ready_by + timedelta(minutes=5)).hour for w in found.models[URI]}
+    assert hours == {9, 12}

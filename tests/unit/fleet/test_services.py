@@ -1,0 +1,321 @@
+"""Publisher and withdrawer against an API server in memory, in virtual time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Any
+
+from agent.core.assignment import Assignment, EndpointWant, ImageWant
+from agent.core.latest import Latest
+from agent.core.refs import EndpointKey, parse_image_ref
+from agent.fleet.publish import Publisher, PublishReport
+from agent.fleet.sources import AGENT_LABELS, Sources, watches
+from agent.fleet.withdraw import Withdrawer, WithdrawReport
+from tests.fakes.api_server import DirectApi, FakeApiServer
+from tests.fakes.virtual_time import LoopClock, run_virtual
+
+WARMUPS = "/apis/prewarm.dev/v1alpha1/nodewarmups"
+NODES = "/api/v1/nodes"
+PODS = "/api/v1/namespaces/prewarm/pods"
+LABELS = {"endpoint.prewarm.dev/shop.chat": "ready", "prewarm.dev/gpu": "healthy", "pool": "gpu"}
+
+
+class Fleet:
+    """A fake cluster of nodes with agents, with the sources watching it."""
+
+    def __init__(self) -> None:
+        self.server = FakeApiServer()
+        self.api = DirectApi(self.server)
+        self.sources = Sources()
+        self.desired: Latest[Mapping[str, Assignment] | None] = Latest(None)
+        self.published: Latest[PublishReport] = Latest(PublishReport())
+        self.withdrawn: Latest[WithdrawReport] = Latest(WithdrawReport())
+        self.tasks: list[asyncio.Task[None]] = []
+
+    def start(self, *, publish: bool = False, withdraw: bool = False) -> None:
+        clock = LoopClock()
+        services: list[Any] = list(watches(self.sources, self.api, "prewarm", clock))
+        if publish:
+            services.append(Publisher(self.api, self.sources, self.desired, self.published, clock=clock))
+        if withdraw:
+            grace = timedelta(seconds=20)
+            services.append(Withdrawer(self.api, self.sources, self.withdrawn, clock=clock, grace=grace, brake=0.3))
+        self.tasks = [asyncio.create_task(s.run(), name=s.name) for s in services]
+
+    async def end(self) -> None:
+        for task in self.tasks:
+            task.cancel()
+        await asyncio.gather(*self.tasks, return_exceptions=True)
+
+    async def node(self, name: str, *, ready: str = "True", claims: bool = True, boot: str = "b1") -> None:
+        conditions = [{"type": "Ready", "status": ready}]
+        conditions += [{"type": "prewarm.dev/CacheReady", "status": "True"}] if claims else []
+        meta = {
+            "labels": LABELS if claims else {"pool": "gpu"},
+            "annotations": {"prewarm.dev/boot-id": "b1"} if claims else {},
+            "uid": f"uid-{name}",
+        }
+        status = {"conditions": conditions, "nodeInfo": {"bootID": boot}}
+        await self.server.put(f"{NODES}/{name}", {"metadata": meta, "spec": {}, "status": status})
+
+    async def agent(self, name: str, ready: str = "True") -> None:
+        labels = dict(pair.split("=") for pair in AGENT_LABELS.split(","))
+        status = {"phase": "Running", "conditions": [{"type": "Ready", "status": ready}]}
+        body = {"metadata": {"labels": labels}, "spec": {"nodeName": name}, "status": status}
+        await self.server.put(f"{PODS}/agent-{name}", body)
+
+    def claims(self) -> set[str]:
+        return {n["metadata"]["name"] for n in self.server.all(NODES) if "prewarm.dev/gpu" in n["metadata"]["labels"]}
+
+    def patches(self) -> int:
+        return self.server.count("PATCH")
+
+
+def assignment(node: str, *names: str) -> Assignment:
+    image = ImageWant(ref=parse_image_ref("registry.bed/server:1"))
+    wants = tuple(EndpointWant(key=EndpointKey(namespace="shop", name=n), images=(image,)) for n in names)
+    return Assignment(node=node, endpoints=wants)
+
+
+def stored(fleet: Fleet, node: str) -> list[str] | None:
+    found = fleet.server.get(f"{WARMUPS}/{node}")
+    return [e["name"] for e in found["spec"]["endpoints"]] if found else None
+
+
+def test_node_warmup_is_written_only_when_it_differs() -> None:
+    async def story() -> None:
+        fleet = Fleet()
+        await fleet.node("n1")
+        await fleet.node("n2")
+        fleet.desired.set({"n1": assignment("n1", "chat"), "n2": assignment("n2")})
+        fleet.start(publish=True)
+        await asyncio.sleep(5)
+        made = fleet.server.get(f"{WARMUPS}/n1")
+        assert made is not None
+        owner = {"apiVersion": "v1", "kind": "Node", "name": "n1", "uid": "uid-n1"}
+        assert made["metadata"]["ownerReferences"] == [owner]
+        assert stored(fleet, "n1") == ["chat"]
+        assert stored(fleet, "n2") is None
+        fleet.desired.set({"n1": assignment("n1", "chat", "search"), "n2": assignment("n2")})
+        await asyncio.sleep(5)
+        assert stored(fleet, "n1") == ["chat", "search"]
+        fleet.desired.set({"n1": assignment("n1"), "n2": assignment("n2")})
+        await asyncio.sleep(5)
+        assert stored(fleet, "n1") == []
+        await asyncio.sleep(3600)
+        assert (fleet.server.count("POST"), fleet.patches()) == (1, 2)
+        assert fleet.published.get().writes_total == 3
+        await fleet.end()
+
+    run_virtual(story())
+
+
+def test_node_warmup_changed_by_somebody_else_is_put_right() -> None:
+    async def story() -> None:
+        fleet = Fleet()
+        await fleet.node("n1")
+        fleet.desired.set({"n1": assignment("n1", "chat")})
+        fleet.start(publish=True)
+        await asyncio.sleep(10)
+        await fleet.server.put(f"{WARMUPS}/n1", {"spec": {"endpoints": [{"namespace": "x", "name": "y"}]}})
+        await asyncio.sleep(1)
+        assert stored(fleet, "n1") == ["chat"]
+        await fleet.server.remove(f"{WARMUPS}/n1")
+        await asyncio.sleep(6)
+        assert stored(fleet, "n1") == ["chat"]
+        await fleet.end()
+
+    run_virtual(story())
+
+
+def test_node_warmups_of_nodes_that_do_not_exist_are_left_alone() -> None:
+    async def story() -> None:
+        fleet = Fleet()
+        await fleet.node("n1")
+        await fleet.server.put(f"{WARMUPS}/foreign", {"spec": {"endpoints": []}})
+        fleet.desired.set({"n1": assignment("n1"), "gone": assignment("gone", "chat")})
+        fleet.start(publish=True)
+        await asyncio.sleep(10)
+        assert (fleet.server.count("POST"), fleet.patches(), fleet.server.count("DELETE")) == (0, 0, 0)
+        await fleet.end()
+
+    run_virtual(story())
+
+
+def test_node_born_again_owns_its_node_warmup() -> None:
+    async def story() -> None:
+        fleet = Fleet()
+        await fleet.node("n1")
+        fleet.desired.set({"n1": assignment("n1", "chat")})
+        fleet.start(publish=True)
+        await asyncio.sleep(10)
+        await fleet.server.remove(f"{NODES}/n1")
+        again = {"metadata": {"uid": "uid-new"}, "spec": {}, "status": {}}
+        await fleet.server.put(f"{NODES}/n1", again)
+        await asyncio.sleep(5)
+        made = fleet.server.get(f"{WARMUPS}/n1")
+        assert made is not None
+        assert made["metadata"]["ownerReferences"][0]["uid"] == "uid-new"
+        await fleet.end()
+
+    run_virtual(story())
+
+
+def test_refused_node_warmup_is_reported_and_the_others_are_written() -> None:
+    async def story() -> None:
+        fleet = Fleet()
+        await fleet.node("n1")
+        await fleet.node("n2")
+        fleet.start(publish=True)
+        await asyncio.sleep(1)
+        fleet.server.failures = [422]
+        fleet.desired.set({"n1": assignment("n1", "chat"), "n2": assignment("n2", "chat")})
+        await asyncio.sleep(1)
+        assert set(fleet.published.get().failing) == {"n1"}
+        assert stored(fleet, "n2") == ["chat"]
+        await asyncio.sleep(61)
+        assert stored(fleet, "n1") == ["chat"]
+        assert fleet.published.get().failing == {}
+        await fleet.end()
+
+    run_virtual(story())
+
+
+def test_not_ready_node_loses_its_claims_within_a_second() -> None:
+    async def story() -> None:
+        fleet = Fleet()
+        for name in ("n1", "n2"):
+            await fleet.node(name)
+            await fleet.agent(name)
+        fleet.start(withdraw=True)
+        await asyncio.sleep(100)
+        assert fleet.patches() == 0
+        await fleet.node("n1", ready="Unknown")
+        await asyncio.sleep(1)
+        after = fleet.server.get(f"{NODES}/n1")
+        assert after is not None
+        assert after["metadata"]["labels"] == {"pool": "gpu"}
+        assert {(c["type"], c["status"], c.get("reason", "")) for c in after["status"]["conditions"]} == {
+            ("Ready", "Unknown", ""),
+            ("prewarm.dev/CacheReady", "Unknown", "NodeNotReady"),
+        }
+        await asyncio.sleep(600)
+        assert fleet.patches() == 1
+        assert fleet.claims() == {"n2"}
+        await fleet.end()
+
+    run_virtual(story())
+
+
+def test_dead_agent_loses_its_claims_after_the_grace_period() -> None:
+    async def story() -> None:
+        fleet = Fleet()
+        await fleet.node("n1")
+        await fleet.agent("n1")
+        fleet.start(withdraw=True)
+        await asyncio.sleep(5)
+        await fleet.agent("n1", ready="False")
+        await asyncio.sleep(19)
+        assert fleet.claims() == {"n1"}
+        await asyncio.sleep(2)
+        assert fleet.claims() == set()
+        await fleet.end()
+
+    run_virtual(story())
+
+
+def test_restarted_agent_keeps_its_claims() -> None:
+    async def story() -> None:
+        fleet = Fleet()
+        await fleet.node("n1")
+        await fleet.agent("n1")
+        fleet.start(withdraw=True)
+        await asyncio.sleep(5)
+        await fleet.server.remove(f"{PODS}/agent-n1")
+        await asyncio.sleep(5)
+        await fleet.agent("n1", ready="False")
+        await asyncio.sleep(10)
+        await fleet.agent("n1")
+        await asyncio.sleep(600)
+        assert fleet.patches() == 0
+        await fleet.end()
+
+    run_virtual(story())
+
+
+def test_node_in_a_new_boot_loses_the_claims_of_the_old_one() -> None:
+    async def story() -> None:
+        fleet = Fleet()
+        await fleet.node("n1")
+        await fleet.agent("n1")
+        fleet.start(withdraw=True)
+        await asyncio.sleep(5)
+        await fleet.node("n1", boot="b2")
+        await asyncio.sleep(1)
+        assert fleet.claims() == set()
+        await fleet.end()
+
+    run_virtual(story())
+
+
+def test_blind_planner_withdraws_nothing() -> None:
+    async def story() -> None:
+        fleet = Fleet()
+        await fleet.node("n1")
+        await fleet.agent("n1")
+        fleet.start(withdraw=True)
+        await asyncio.sleep(5)
+        fleet.api.down = True
+        await fleet.server.cut_watches()
+        await asyncio.sleep(3600)
+        fleet.api.down = False
+        await asyncio.sleep(60)
+        assert fleet.patches() == 0
+        assert fleet.claims() == {"n1"}
+        await fleet.end()
+
+    run_virtual(story())
+
+
+def test_brake_spreads_a_collapse_over_minutes_and_reports_it() -> None:
+    async def story() -> None:
+        fleet = Fleet()
+        for number in range(10):
+            await fleet.node(f"n{number}")
+            await fleet.agent(f"n{number}")
+        fleet.start(withdraw=True)
+        await asyncio.sleep(5)
+        for number in range(10):
+            await fleet.node(f"n{number}", ready="False")
+        await asyncio.sleep(5)
+        assert len(fleet.claims()) == 7
+        assert set(fleet.withdrawn.get().held or {}) == fleet.claims()
+        await asyncio.sleep(50)
+        assert len(fleet.claims()) == 7
+        await asyncio.sleep(10)
+        assert len(fleet.claims()) in (4, 5)
+        await asyncio.sleep(600)
+        assert fleet.claims() == set()
+        assert fleet.withdrawn.get().withdrawn_total == 10
+        assert fleet.withdrawn.get().held is None
+        await fleet.end()
+
+    run_virtual(story())
+
+
+def test_failed_withdrawal_is_tried_again_soon() -> None:
+    async def story() -> None:
+        fleet = Fleet()
+        await fleet.node("n1")
+        await fleet.agent("n1")
+        fleet.start(withdraw=True)
+        await asyncio.sleep(5)
+        await fleet.node("n1", ready="False")
+        fleet.server.failures = [500, 500]
+        await asyncio.sleep(8)
+        assert fleet.claims() == set()
+        await fleet.end()
+
+    run_virtual(story())
