@@ -46,6 +46,9 @@ def render_status(
             "capacity": format_size(inventory.cache.capacity_bytes),
         },
         "gpu": {"verdict": str(inventory.gpu.verdict), "reason": cut(inventory.gpu.reason, _TEXT_LIMIT)},
+        "endpoints": [
+            {"key": str(e.want.key), "stage": str(e.stage), "reason": cut(e.reason, _TEXT_LIMIT)} for e in plan.endpoints
+        ],
         "items": sorted(_items(assignment, inventory, now), key=lambda i: (i["level"] in _WARM, str(i["ref"]))),
     }
     return _bounded(status)
@@ -53,11 +56,12 @@ def render_status(
 
 def signature(status: Status) -> str:
     """Return what a change of must be written: levels and reasons, without the numbers in them."""
-    kept = {k: v for k, v in status.items() if k not in ("cache", "items")}
-    items = status.get("items")
-    rows = (
-        [{k: i.get(k) for k in ("ref", "level", "reason", "error")} for i in items] if isinstance(items, list) else []
-    )
+    kept = {k: v for k, v in status.items() if k not in ("cache", "items", "endpoints")}
+    rows = [
+        {k: row.get(k) for k in ("key", "stage", "ref", "level", "reason", "error")}
+        for part in (status.get("endpoints"), status.get("items"))
+        for row in (part if isinstance(part, list) else ())
+    ]
     for row in (kept, *rows):
         for key in ("reason", "error"):
             row[key] = _NUMBER.sub("#", str(row.get(key) or ""))
@@ -130,7 +134,7 @@ def _image_item(want: ImageWant, state: ImageState | None) -> dict[str, object]:
 def _model_item(want: ModelWant, state: ModelState | None, inventory: Inventory, now: datetime) -> dict[str, object]:
     if state is None:
         reason = "not looked at yet" if want.digest else "its version is not resolved yet"
-        item = {"ref": str(want.uri), "level": str(ModelLevel.ABSENT), "reason": reason}
+        item: dict[str, object] = {"ref": str(want.uri), "level": str(ModelLevel.ABSENT), "reason": reason}
         error = inventory.unresolved.get(str(want.uri))
         return item | {"error": cut(error, _TEXT_LIMIT)} if error else item
     eta = eta_of(state, now)
@@ -164,7 +168,7 @@ def _bounded(status: dict[str, object]) -> Status:
     if _size(status) > LIMIT_BYTES:
         items = [{k: v for k, v in i.items() if k != "reason" or i["level"] not in _WARM} for i in items]
     room = LIMIT_BYTES - _size(status | {"items": []}) - 200
-    sizes = [_size(i) + 1 for i in items]
+    sizes = [_size(i) + 2 for i in items]
     while items and sum(sizes) > room:
         items.pop()
         sizes.pop()
