@@ -290,9 +290,9 @@ async def _until_terminated(work: Any) -> int:
 
 
 async def _fetch_from_s3(uri: ModelUri, directory: Path) -> None:
-    from importlib import import_module
+    from agent.models.fetch import fetch
 
-    await import_module("agent.models.fetch").fetch(uri, directory)
+    await fetch(uri, directory)
 
 
 def _print(line: str) -> None:

@@ -27,6 +27,11 @@ from agent.node.readiness import Readiness, TaintWish
 
 Json = Mapping[str, object]
 _GOOD_GPU = ("healthy", "none")
+_LIFTED: Json = {  # the map is there: the boot id is written before the taint is lifted
+    "op": "add",
+    "path": f"/metadata/annotations/{ANNOTATION_TAINT_LIFTED.replace('/', '~1')}",
+    "value": "true",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,7 +117,7 @@ def taint_ops(node: NodeView, wish: TaintWish) -> list[Json]:
             {"op": "test", "path": f"{at}/key", "value": TAINT_NOT_READY},
             {"op": "test", "path": f"{at}/effect", "value": TAINT_EFFECT},
             {"op": "remove", "path": at},
-            *_lifted_ops(node),
+            _LIFTED,
         ]
     if wish is TaintWish.ADD and not places:
         taint = {"key": TAINT_NOT_READY, "effect": TAINT_EFFECT}
@@ -127,16 +132,6 @@ def taint_ops(node: NodeView, wish: TaintWish) -> list[Json]:
             {"op": "add", "path": "/spec/taints", "value": [taint]},
         ]
     return []
-
-
-def _lifted_ops(node: NodeView) -> list[Json]:
-    key = ANNOTATION_TAINT_LIFTED.replace("/", "~1")
-    if node.annotations:
-        return [{"op": "add", "path": f"/metadata/annotations/{key}", "value": "true"}]
-    return [
-        _unchanged(node),
-        {"op": "add", "path": "/metadata/annotations", "value": {ANNOTATION_TAINT_LIFTED: "true"}},
-    ]
 
 
 def _unchanged(node: NodeView) -> Json:
