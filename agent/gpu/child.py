@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 PR_SET_PDEATHSIG = 1
@@ -32,6 +33,8 @@ WANTED_EVENTS = 0x8 | 0x200 | 0x400 | 0x800 | 0x1000 | 0x2000 | 0x4000 | 0x8000
 def main(directory: str, parent: int) -> None:
     """Serve samples until stdin ends."""
     die_with(parent)
+    # pynvml imports find_library from here and never calls it: 27 modules and 1.5 MB less (measured)
+    sys.modules.setdefault("ctypes.util", _Unused("ctypes.util"))
     sys.path.append(directory)
     import pynvml  # not before the path is known
 
@@ -48,6 +51,10 @@ def die_with(parent: int) -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it ended before the call above
         os._exit(0)
+
+
+class _Unused(ModuleType):
+    find_library = None
 
 
 class Prober:

@@ -377,6 +377,21 @@ async def test_cancellation_kills_the_child_even_when_it_hangs(node: Node) -> No
     assert not alive(pid)
 
 
+def own_children() -> set[int]:
+    return {int(pid) for tasks in Path("/proc/self/task").iterdir() for pid in (tasks / "children").read_text().split()}
+
+
+async def test_cancellation_at_any_step_leaves_no_child(tmp_path: Path, library: Path) -> None:
+    before = own_children()
+    for steps in range(40):
+        node = Node(tmp_path, library)
+        node.start()
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        await node.stop()
+        assert {pid for pid in own_children() - before if alive(pid)} == set()
+
+
 @pytest.mark.parametrize("hanging", [False, True])
 async def test_the_child_dies_with_its_parent(tmp_path: Path, library: Path, hanging: bool) -> None:
     control = nvml.Control(tmp_path / "control")
