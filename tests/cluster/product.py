@@ -19,8 +19,9 @@ from typing import Any
 from agent.core import names
 from tests.bed import Bed, Event, Object, images, nvml
 from tests.bed.bed import PROJECT
+from tests.bed.layers import Layer
 from tests.bed.modelserver.weights import write_model
-from tests.bed.registry import Layer, Registry
+from tests.bed.registry import Registry
 
 NAMESPACE = "prewarm"
 NVML_DIRECTORY = "/etc/containerd/nvml"  # a directory that each node of the bed has to itself
@@ -184,12 +185,15 @@ def deployment(name: str, annotations: Mapping[str, str], *, image: str = SERVER
     return {
         "apiVersion": "apps/v1",
         "kind": "Deployment",
-        "metadata": {"name": name, "annotations": dict(annotations)},
+        "metadata": {"name": name},
         "spec": {
             "replicas": 0,
             "selector": {"matchLabels": {"app": name}},
             "template": {
-                "metadata": {"labels": {"app": name, "prewarm.dev/endpoint": name}},
+                "metadata": {
+                    "labels": {"app": name, "prewarm.dev/endpoint": name},
+                    "annotations": dict(annotations),
+                },
                 "spec": {
                     "terminationGracePeriodSeconds": 0,
                     "dnsPolicy": "Default",

@@ -85,7 +85,9 @@ def test_the_node_is_ready_before_the_window_and_pods_start_warm_there(
     assert "every morning" in broken["message"]
 
     # -- scaled up with the printed affinity, all pods land there and run at once
-    patch = installed.prewarm("affinity", f"{namespace}/{name}", "--wait", "--image", product_image(bed), "--patch")
+    patch = installed.prewarm(
+        "affinity", f"{namespace}/{name}", "--wait", "--container", "server", "--image", product_image(bed), "--patch"
+    )
     (tmp_path / "patch.yaml").write_text(patch)
     bed.kubectl("-n", namespace, "patch", "deployment", name, "--patch-file", str(tmp_path / "patch.yaml"))
     before = histogram_counts(bed, warm, name)
@@ -110,13 +112,15 @@ def test_the_node_is_ready_before_the_window_and_pods_start_warm_there(
     assert after == {h: before[h] + REPLICAS for h in HISTOGRAMS}
 
     # -- a new version is committed while the old pods run on theirs; restarted pods read it
+    bed.kubectl("-n", namespace, "rollout", "pause", f"deployment/{name}")
     bed.kubectl(
-        "-n", namespace, "annotate", "--overwrite", "deployment", name, "prewarm.dev/models=llm=s3://models/chat/v2/"
+        "-n", namespace, "patch", "deployment", name, "-p", json.dumps(template_annotation("llm=s3://models/chat/v2/"))
     )
     wait_until(lambda: committed(bed, warm, "s3://models/chat/v2/"), 60, "version v2 is committed")
     wait_label(bed, warm, label, READY)
     assert ask(pods[0].pod["status"]["podIP"])["metadata"]["version"] == "v1"
-    bed.kubectl("-n", namespace, "delete", "pods", "-l", f"app={name}", "--wait=true")
+    bed.kubectl("-n", namespace, "rollout", "resume", f"deployment/{name}")
+    bed.kubectl("-n", namespace, "rollout", "status", f"deployment/{name}", "--timeout=90s")
     assert {ask(p.pod["status"]["podIP"])["metadata"]["version"] for p in ready(bed, namespace, name)} == {"v2"}
     assert not [e for e in events(bed, namespace) if e["reason"] == "Pulling" and SERVER in e["message"]]
 
@@ -134,7 +138,7 @@ def test_with_required_affinity_and_no_warm_node_a_pod_stays_pending(
 ) -> None:
     bed = shaped
     bed.apply(deployment("unwarmed", {}), namespace)
-    patch = installed.prewarm("affinity", f"{namespace}/unwarmed", "--required", "--patch")
+    patch = installed.prewarm("affinity", f"{namespace}/unwarmed", "--required", "--container", "server", "--patch")
     (tmp_path / "patch.yaml").write_text(patch)
     bed.kubectl("-n", namespace, "patch", "deployment", "unwarmed", "--patch-file", str(tmp_path / "patch.yaml"))
 
@@ -155,12 +159,18 @@ def test_with_prewarm_absent_a_pod_fetches_by_itself_and_becomes_ready(
     """No agent answers on a node of which prewarm knows nothing: the init container downloads with its own credentials."""
     bed = shaped
     name = "alone"
-    manifest = deployment(name, {})
-    manifest["spec"]["template"]["metadata"]["annotations"] = {"prewarm.dev/models": "llm=s3://models/chat/v1/"}
-    bed.apply(manifest, namespace)
+    bed.apply(deployment(name, {"prewarm.dev/models": "llm=s3://models/chat/v1/"}), namespace)
     patch = json.loads(
         installed.prewarm(
-            "affinity", f"{namespace}/{name}", "--wait", "--image", product_image(bed), "--patch", "--json"
+            "affinity",
+            f"{namespace}/{name}",
+            "--wait",
+            "--container",
+            "server",
+            "--image",
+            product_image(bed),
+            "--patch",
+            "--json",
         )
     )
     spec = patch["spec"]["template"]["spec"]
@@ -173,7 +183,6 @@ def test_with_prewarm_absent_a_pod_fetches_by_itself_and_becomes_ready(
         "AWS_SECRET_ACCESS_KEY": s3.secret_key,
     }
     spec["initContainers"][0].setdefault("env", []).extend({"name": k, "value": v} for k, v in credentials.items())
-    spec["initContainers"][0]["env"].append({"name": "PREWARM_MODELS", "value": "llm=s3://models/chat/v1/"})
     for volume in spec["volumes"]:
         if volume.get("hostPath", {}).get("path", "").startswith("/run/prewarm"):
             volume["hostPath"]["path"] = "/run/nobody-home"  # where no agent has ever been
@@ -197,6 +206,11 @@ def name_placed_on(bed: Bed, namespace: str, node: str) -> str:
         if placement.place([endpoint], nodes).assigned[node]:
             return endpoint.key.name
     raise AssertionError("unreachable")
+
+
+def template_annotation(models: str) -> Object:
+    """A patch that names other models on the pod template."""
+    return {"spec": {"template": {"metadata": {"annotations": {"prewarm.dev/models": models}}}}}
 
 
 def product_image(bed: Bed) -> str:
