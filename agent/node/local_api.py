@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import grpc
 import grpc.aio
 import structlog
+from google.protobuf.message import DecodeError
 
 from agent.core.assignment import Assignment
 from agent.core.clock import Clock
@@ -154,7 +155,7 @@ class LocalApi:
             ),
             "Wait": grpc.unary_stream_rpc_method_handler(
                 self._wait,
-                request_deserializer=local_pb2.WaitRequest.FromString,
+                request_deserializer=_read,
                 response_serializer=local_pb2.WaitProgress.SerializeToString,
             ),
         }
@@ -171,7 +172,7 @@ class LocalApi:
             whole=admin,
         )
 
-    async def _wait(self, request: local_pb2.WaitRequest, context: Any) -> None:
+    async def _wait(self, request: local_pb2.WaitRequest | None, context: Any) -> None:
         try:
             order = _order(request)
             await context.write(local_pb2.WaitProgress(message="the agent of this node is asked"))
@@ -264,7 +265,17 @@ def _all_stand(paths: Sequence[Path]) -> bool:
     return all(p.is_dir() for p in paths)
 
 
-def _order(request: local_pb2.WaitRequest) -> WaitOrder:
+def _read(raw: bytes) -> local_pb2.WaitRequest | None:
+    """Parse a request; None for garbage, which grpc itself would answer with a traceback in our log."""
+    try:
+        return local_pb2.WaitRequest.FromString(raw)
+    except DecodeError:
+        return None
+
+
+def _order(request: local_pb2.WaitRequest | None) -> WaitOrder:
+    if request is None:
+        raise Invalid("the request is no WaitRequest")
     return parse_order(
         namespace=request.namespace,
         endpoint=request.endpoint,

@@ -47,7 +47,8 @@ def render_status(
         },
         "gpu": {"verdict": str(inventory.gpu.verdict), "reason": cut(inventory.gpu.reason, _TEXT_LIMIT)},
         "endpoints": [
-            {"key": str(e.want.key), "stage": str(e.stage), "reason": cut(e.reason, _TEXT_LIMIT)} for e in plan.endpoints
+            {"key": str(e.want.key), "stage": str(e.stage), "reason": cut(e.reason, _TEXT_LIMIT)}
+            for e in plan.endpoints
         ],
         "items": sorted(_items(assignment, inventory, now), key=lambda i: (i["level"] in _WARM, str(i["ref"]))),
     }
