@@ -61,7 +61,7 @@ PULLED_BYTES = _counter("prewarm_image_pulled_bytes_total", "Compressed bytes of
 HYDRATION = Metric(
     name="prewarm_hydration_seconds",
     kind=Kind.HISTOGRAM,
-    help="One model version from first byte asked for to committed or failed",
+    help="One model version from first byte asked for to committed (ok) or given up for now (incomplete)",
     labels=("outcome",),
     buckets=TRANSFER_BUCKETS,
 )

@@ -1,4 +1,8 @@
-"""How long hydrations take, read from the changes of the models cell: a version is busy, then it is not."""
+"""How long hydrations take, read from the changes of the models cell: a version is busy, then it is not.
+
+One that ends without being committed is `incomplete`: it failed, gave way to a more urgent one, or its window was taken back;
+the cell tells the reason later than the end.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +35,7 @@ class HydrationObserver(Protocol):
     """Whoever counts hydrations."""
 
     def hydrated(self, digest: Digest, seconds: float, size_bytes: int, outcome: str) -> None:
-        """Count one that ended: `ok`, `failed` or `cancelled`; `size_bytes` is 0 unless it was committed."""
+        """Count one that ended: `ok` (committed) or `incomplete`; `size_bytes` is 0 unless it is ok."""
         ...
 
 
@@ -60,13 +64,7 @@ class HydrationWatch:
                 del self._since[digest]
                 committed = state is not None and state.level is ModelLevel.COMMITTED
                 size_bytes = state.total_bytes if state and committed else 0
-                self._observer.hydrated(digest, now - since, size_bytes, _outcome(state))
+                self._observer.hydrated(digest, now - since, size_bytes, "ok" if committed else "incomplete")
         for digest, state in states.items():
             if state.busy:
                 self._since.setdefault(digest, now)
-
-
-def _outcome(state: ModelState | None) -> str:
-    if state and state.level is ModelLevel.COMMITTED:
-        return "ok"
-    return "failed" if state and state.error else "cancelled"

@@ -48,10 +48,10 @@ BUSY = ModelState(digest=DIGEST, level=ModelLevel.PARTIAL, total_bytes=9, busy=T
         (ModelState(digest=DIGEST, level=ModelLevel.COMMITTED, total_bytes=9), (DIGEST, 7.0, 9, "ok")),
         (
             ModelState(digest=DIGEST, level=ModelLevel.PARTIAL, total_bytes=9, error="denied"),
-            (DIGEST, 7.0, 0, "failed"),
+            (DIGEST, 7.0, 0, "incomplete"),
         ),
-        (ModelState(digest=DIGEST, level=ModelLevel.PARTIAL, total_bytes=9), (DIGEST, 7.0, 0, "cancelled")),
-        (None, (DIGEST, 7.0, 0, "cancelled")),
+        (ModelState(digest=DIGEST, level=ModelLevel.PARTIAL, total_bytes=9), (DIGEST, 7.0, 0, "incomplete")),
+        (None, (DIGEST, 7.0, 0, "incomplete")),
     ],
 )
 def test_a_hydration_is_counted_once_when_it_ends(
