@@ -46,6 +46,7 @@ class LocalClient:
             f"unix:{socket}",
             options=(
                 ("grpc.max_reconnect_backoff_ms", 1000),
+                ("grpc.min_reconnect_backoff_ms", 2000),  # also how long a connection attempt may take (default 20 s)
                 ("grpc.initial_reconnect_backoff_ms", 200),
                 ("grpc.max_receive_message_length", 4 << 20),
                 ("grpc.keepalive_time_ms", 10_000),  # an agent that is stopped or hangs closes nothing by itself
