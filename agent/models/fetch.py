@@ -57,6 +57,7 @@ async def fetch(
         Transient: S3 is away, or another process fetches into the directory.
     """
     mover = engine or Engine()
+    directory = await asyncio.to_thread(directory.resolve)  # the person's own links are followed, none below it
     lock = await asyncio.to_thread(_lock, directory)
     try:
         async with open_source() as source:
