@@ -131,8 +131,10 @@ async def compose_agent(process: Process) -> None:
     from agent.node.local_api import LocalApi, LocalCells
     from agent.node.loop import DecideLoop, Decisions, Facts
     from agent.node.waiting import WaitingLine
+    from agent.observe.hydrations import HydrationWatch
     from agent.observe.metrics import Metrics
     from agent.observe.state import NodeState, StateCollector
+    from agent.observe.windows import WindowWatch
     from agent.plan.decision import NodePlan
     from agent.plan.planning import Limits, plan
 
@@ -193,7 +195,9 @@ async def compose_agent(process: Process) -> None:
         ),
         process.registry,
     )
-    process.services += [models, gpu, decide, local]
+    hydrations = HydrationWatch(models=facts.models, clock=clock, observer=metrics)
+    windows = WindowWatch(assignment=facts.assignment, readiness=decided.readiness, clock=clock, observer=metrics)
+    process.services += [models, gpu, decide, local, hydrations, windows]
     if settings.plan:
         from agent.node.assignment_source import PlanFileService
 

@@ -255,6 +255,10 @@ def _check(values: Mapping[str, Any], mistakes: list[str]) -> None:
         mistakes.append("proof_interval_seconds must be between 1s and 25s: readiness rests on a proof every 30 s")
     if values.get("connections", 8) < 1 or values.get("max_pulls", 2) < 1:
         mistakes.append("connections and max_pulls must be at least 1")
+    if not 0.5 <= values.get("gpu_timeout_seconds", 10.0) <= 12:
+        mistakes.append(
+            "gpu_timeout_seconds must be between 0.5s and 12s: a cycle may take it twice, and readiness rests on 30 s"
+        )
     gpus = values.get("gpus", "auto")
     if gpus != "auto" and not (gpus.isascii() and gpus.isdigit()):
         mistakes.append(f"gpus: {cut(gpus, 60)!r} is neither auto nor a number")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from typing import Any
 
 from agent.config import add_flags, load_settings
@@ -18,6 +19,7 @@ def add_parser(subparsers: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     """Run until told to stop; 0 after SIGTERM or Ctrl-C, 1 when it cannot go on."""
     settings = load_settings(options)
+    sys.modules.setdefault("rich", None)  # type: ignore[arg-type]  # structlog would import it for tracebacks: 4 MB for nobody
     from agent.app import run_planner
 
     return run_planner(settings)
