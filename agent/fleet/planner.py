@@ -63,9 +63,13 @@ class Planner:
         try:
             await self._ready()
             while True:
+                began = self._clock.monotonic()
                 wait = await self._cycle()
+                took = self._clock.monotonic() - began
                 await signal.wait(wait)
-                await self._clock.sleep(_DEBOUNCE_SECONDS)
+                await self._clock.sleep(
+                    max(_DEBOUNCE_SECONDS, took)
+                )  # a restless large fleet costs half a core at most
         finally:
             self._sources.detach(signal)
             self._plans.models.detach(signal)

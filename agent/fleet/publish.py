@@ -23,7 +23,7 @@ from agent.core.retry import Backoff
 from agent.fleet.sources import Sources
 from agent.kube.api import KubeApi
 from agent.kube.objects import NodeView, NodeWarmupView
-from agent.kube.resources import NODEWARMUPS
+from agent.kube.resources import NODEWARMUP_SPECS
 
 log = logging.getLogger(__name__)
 
@@ -132,9 +132,9 @@ class Publisher:
         body = warmup(node, assignment)
         try:
             if exists:
-                view = await self._api.patch(NODEWARMUPS, node.name, body)
+                view = await self._api.patch(NODEWARMUP_SPECS, node.name, body)
             else:
-                view = await self._api.create(NODEWARMUPS, body)
+                view = await self._api.create(NODEWARMUP_SPECS, body)
         except (Transient, Permanent) as error:
             backoff = self._retry.get(node.name, (Backoff(), 0.0))[0].failed()
             lasting = isinstance(error, Permanent)

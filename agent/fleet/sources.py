@@ -12,7 +12,7 @@ from agent.fleet.draft import FleetState
 from agent.fleet.resolutions import Resolutions
 from agent.kube.api import KubeApi
 from agent.kube.objects import NodeView, NodeWarmupView, PodView, RuntimeClassView, WorkloadView
-from agent.kube.resources import DEPLOYMENTS, NODES, NODEWARMUPS, PODS, RUNTIMECLASSES, STATEFULSETS
+from agent.kube.resources import DEPLOYMENTS, NODES, NODEWARMUP_SPECS, PODS, RUNTIMECLASSES, STATEFULSETS
 from agent.kube.watch import Listing, Selection, Watch
 
 AGENT_LABELS = "app.kubernetes.io/name=prewarm,app.kubernetes.io/component=agent"  # as in deploy/daemonset.yaml
@@ -68,7 +68,7 @@ def watches(sources: Sources, api: KubeApi, namespace: str, clock: Clock) -> Ite
     yield Watch(api, DEPLOYMENTS, sources.deployments, clock=clock, keep=annotated)
     yield Watch(api, STATEFULSETS, sources.statefulsets, clock=clock, keep=annotated)
     yield Watch(api, NODES, sources.nodes, clock=clock)
-    yield Watch(api, NODEWARMUPS, sources.warmups, clock=clock)
+    yield Watch(api, NODEWARMUP_SPECS, sources.warmups, clock=clock)
     yield Watch(api, RUNTIMECLASSES, sources.runtime_classes, clock=clock)
     agents = Selection(namespace=namespace, labels=AGENT_LABELS)
     yield Watch(api, PODS, sources.agents, clock=clock, select=agents)

@@ -93,6 +93,7 @@ class KubeconfigCredentials:
         """
         from kubernetes.aio.client import Configuration
         from kubernetes.aio.config import ConfigException, load_kube_config
+        from yaml import YAMLError
 
         found = Configuration()
         try:
@@ -101,7 +102,7 @@ class KubeconfigCredentials:
             )
             self.server = found.host.rstrip("/")
             self.tls = await asyncio.to_thread(_tls, found) if self.server.startswith("https") else None
-        except (ConfigException, OSError, ValueError, TypeError, KeyError) as error:
+        except (ConfigException, YAMLError, OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise Invalid(f"cannot use kubeconfig {cut(self._path, 200)}: {cut(error, 200)}") from error
         self._authorization = await found.get_api_key_with_prefix("BearerToken")
 

@@ -123,6 +123,11 @@ def parse_nodewarmup(item: Json) -> NodeWarmupView:
     )
 
 
+def parse_nodewarmup_spec(item: Json) -> NodeWarmupView:
+    """Parse a NodeWarmup without its status: for the planner, which would hold and compare thousands for nothing."""
+    return parse_nodewarmup({key: value for key, value in item.items() if key != "status"})
+
+
 def parse_event(item: Json) -> EventView:
     """Parse an Event of core/v1."""
     return EventView(

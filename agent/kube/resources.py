@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from agent.core.names import GROUP, VERSION
 from agent.kube.api import Resource
 from agent.kube.objects import EventView, LeaseView, NodeView, NodeWarmupView, PodView, RuntimeClassView, WorkloadView
@@ -10,6 +12,7 @@ from agent.kube.parse import (
     parse_lease,
     parse_node,
     parse_nodewarmup,
+    parse_nodewarmup_spec,
     parse_pod,
     parse_runtime_class,
     workload_parser,
@@ -28,6 +31,7 @@ STATEFULSETS: Resource[WorkloadView] = Resource(
 NODEWARMUPS: Resource[NodeWarmupView] = Resource(
     group=f"apis/{GROUP}/{VERSION}", plural="nodewarmups", parse=parse_nodewarmup, namespaced=False
 )
+NODEWARMUP_SPECS: Resource[NodeWarmupView] = replace(NODEWARMUPS, parse=parse_nodewarmup_spec)
 RUNTIMECLASSES: Resource[RuntimeClassView] = Resource(
     group="apis/node.k8s.io/v1", plural="runtimeclasses", parse=parse_runtime_class, namespaced=False
 )

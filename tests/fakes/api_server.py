@@ -63,6 +63,7 @@ class Request:
     method: str
     path: str
     query: dict[str, str] = field(default_factory=dict)
+    authorization: str = ""
 
 
 class FakeApiServer:
@@ -141,13 +142,15 @@ class FakeApiServer:
     def count(self, method: str, ending: str = "") -> int:
         return sum(r.method == method and r.path.endswith(ending) for r in self.requests)
 
-    async def act(self, method: str, path: str, query: Query, body: Any, content_type: str) -> Object:
+    async def act(
+        self, method: str, path: str, query: Query, body: Any, content_type: str, authorization: str = ""
+    ) -> Object:
         """Answer one request.
 
         Raises:
             Refused: as the API server would.
         """
-        await self._admit(method, path, query)
+        await self._admit(method, path, query, authorization)
         target = _target(path)
         match method:
             case "GET" if target.name:
@@ -187,8 +190,8 @@ class FakeApiServer:
                 yield _line("BOOKMARK", {"kind": "X", "metadata": {"resourceVersion": str(self._version)}})
                 return
 
-    async def _admit(self, method: str, path: str, query: Query) -> None:
-        self.requests.append(Request(method, path, dict(query)))
+    async def _admit(self, method: str, path: str, query: Query, authorization: str = "") -> None:
+        self.requests.append(Request(method, path, dict(query), authorization))
         self.asked.fire()
         if self.silent:
             await asyncio.Event().wait()
@@ -202,7 +205,14 @@ class FakeApiServer:
             text = await request.text()
             body: Any = json.loads(text) if text else None
             return web.json_response(
-                await self.act(request.method, request.path, request.query, body, request.content_type)
+                await self.act(
+                    request.method,
+                    request.path,
+                    request.query,
+                    body,
+                    request.content_type,
+                    request.headers.get("Authorization", ""),
+                )
             )
         except Refused as refused:
             return web.json_response(refused.body(), status=refused.status)

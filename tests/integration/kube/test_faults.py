@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-import aiohttp
 import pytest
 import pytest_asyncio
 
-from agent.core.errors import Invalid, Transient
+from agent.core.errors import Invalid, PrewarmError, Transient
 from agent.kube.api import KubeApi
 from agent.kube.credentials import FixedServer, find_credentials
 from agent.kube.errors import Away, Forbidden, Gone, NotFound, Rejected, Unauthorized
@@ -157,19 +157,9 @@ async def test_unresolvable_server_is_away() -> None:
             await api.get(ITEMS, "a", namespace="s")
 
 
-async def test_service_account_token_is_read_again_when_refused(
-    server: FakeApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_service_account_token_is_read_again_when_refused(server: FakeApiServer, tmp_path: Path) -> None:
     (tmp_path / "token").write_text("old\n")
     (tmp_path / "ca.crt").write_text(CA)
-    sent: list[str] = []
-    request = aiohttp.ClientSession.request
-
-    async def noting(self: aiohttp.ClientSession, *args: object, **kwargs: object) -> object:
-        sent.append(kwargs["headers"]["Authorization"])  # type: ignore[index]
-        return await request(self, *args, **kwargs)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(aiohttp.ClientSession, "request", noting)
     env = {"KUBERNETES_SERVICE_HOST": "fd00::1", "KUBERNETES_SERVICE_PORT": "443"}
     found = await find_credentials("", env, tmp_path)
     assert found.server == "https://[fd00::1]:443"
@@ -181,12 +171,97 @@ async def test_service_account_token_is_read_again_when_refused(
         await api.get(ITEMS, "a", namespace="s")
         server.failures = [401]
         assert (await api.get(ITEMS, "a", namespace="s")).text == "one"
-    assert sent == ["Bearer old", "Bearer old", "Bearer old", "Bearer new"]
+    assert [r.authorization for r in server.requests] == ["Bearer old", "Bearer old", "Bearer old", "Bearer new"]
 
 
 async def test_missing_kubeconfig_is_invalid(tmp_path: Path) -> None:
     with pytest.raises(Invalid, match="cannot use kubeconfig"):
         await find_credentials(str(tmp_path / "none"), {})
+
+
+async def test_kubeconfig_with_a_token_is_used_and_read_again_when_refused(
+    server: FakeApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "config"
+    path.write_text(kubeconfig(server.url, "old"))
+    monkeypatch.setenv("KUBECONFIG", str(path))
+    await put(server, "a", "one")
+    async with await KubeApi.connect() as api:
+        assert (await api.get(ITEMS, "a", namespace="s")).text == "one"
+        assert server.requests[-1].authorization == "Bearer old"
+        path.write_text(kubeconfig(server.url, "new"))
+        server.failures = [401]
+        assert (await api.get(ITEMS, "a", namespace="s")).text == "one"
+        assert server.requests[-1].authorization == "Bearer new"
+
+
+@pytest.mark.parametrize("content", ["", "{]", "a: 1", "clusters: 3"])
+async def test_malformed_kubeconfig_is_invalid(tmp_path: Path, content: str) -> None:
+    (tmp_path / "config").write_text(content)
+    with pytest.raises(Invalid, match="cannot use kubeconfig"):
+        await find_credentials(str(tmp_path / "config"), {})
+
+
+async def raw_server(answer: bytes) -> asyncio.Server:
+    """Serve one fixed answer to everything."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(answer)
+        writer.close()
+
+    return await asyncio.start_server(serve, "127.0.0.1", 0)
+
+
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\n<html>", "the answer is no JSON: <html>"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n[]", "the answer is no object"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{}", "not completed"),
+        (b"HTTP/1.1 502 Bad\r\nContent-Length: 15\r\n\r\n<b>\x1b[31mBad</b>", r"502 <b> \[31mBad</b>"),
+        (b"HTTP/1.1 302 Found\r\nLocation: /\r\nContent-Length: 0\r\n\r\n", "302 without a message"),
+        (b"garbage\r\n\r\n", "GET /api"),
+        (b"", "GET /api"),
+    ],
+)
+async def test_what_is_no_api_server_is_an_error_with_its_words_cut(answer: bytes, told: str) -> None:
+    async with await raw_server(answer) as other:
+        port = other.sockets[0].getsockname()[1]
+        async with KubeApi(FixedServer(f"http://127.0.0.1:{port}")) as api:
+            with pytest.raises(PrewarmError, match=told):
+                await api.get(ITEMS, "a", namespace="s")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"not json",
+        b"[]",
+        b'{"type": "ADDED"}',
+        b'{"type": "ADDED", "object": 3}',
+        b'{"type": "ERROR", "object": {"code": 500, "message": "etcd"}}',
+    ],
+)
+async def test_odd_watch_line_is_a_visible_failure_not_a_crash(
+    server: FakeApiServer, api: KubeApi, monkeypatch: pytest.MonkeyPatch, line: bytes
+) -> None:
+    monkeypatch.setattr("tests.fakes.api_server._line", lambda event, item: line + b"\n")
+    async with watching(api, "s") as cell:
+        await until(cell, lambda v: v.synced)
+        await put(server, "a", "one")
+        await until(cell, lambda v: v.away_since is not None)
+
+
+def kubeconfig(url: str, token: str) -> str:
+    return json.dumps(
+        {
+            "current-context": "c",
+            "contexts": [{"name": "c", "context": {"cluster": "k", "user": "u"}}],
+            "clusters": [{"name": "k", "cluster": {"server": url}}],
+            "users": [{"name": "u", "user": {"token": token}}],
+        }
+    )
 
 
 CA = """-----BEGIN CERTIFICATE-----

@@ -22,6 +22,7 @@ from agent.kube.parse import (
     parse_lease,
     parse_node,
     parse_nodewarmup,
+    parse_nodewarmup_spec,
     parse_pod,
     parse_runtime_class,
     workload_parser,
@@ -217,6 +218,12 @@ def test_nodewarmup_carries_its_assignment() -> None:
     assert view.assignment is not None
     assert (view.owner_uid, view.observed_generation, view.assignment.generation) == ("2f1c", 6, 7)
     assert [e.key for e in view.assignment.endpoints] == [EndpointKey(namespace="shop", name="chat")]
+
+
+def test_status_of_a_nodewarmup_changes_nothing_for_the_planner() -> None:
+    item = {"metadata": {"name": "n"}, "spec": {"endpoints": []}, "status": {"phase": "Ready"}}
+    assert parse_nodewarmup_spec(item) == parse_nodewarmup_spec({**item, "status": {"phase": "Warming"}})
+    assert parse_nodewarmup(item).status == {"phase": "Ready"}
 
 
 def test_nodewarmup_that_cannot_be_read_says_why() -> None:
