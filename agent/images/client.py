@@ -1,7 +1,8 @@
 """containerd over its unix socket: the CRI and the native API, as values; the only importer of grpc in this room.
 
 Native calls are made in namespace k8s.io. Every call has a deadline except the event stream: a containerd that hangs is
-noticed by the proof cycle, which has one. Idle, the channel costs nothing: grpc.aio wakes only for its socket.
+noticed by the proof cycle, which has one. grpcio's own threads cost some 0.08 % of a core while a channel is open (measured,
+1.85, the same with 2 and 64 cores).
 """
 
 from __future__ import annotations
