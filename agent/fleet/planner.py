@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+
+import structlog
 
 from agent.core.assignment import Assignment, Window
 from agent.core.clock import Clock
@@ -17,7 +18,7 @@ from agent.fleet.resolutions import Resolution, Resolutions, ResolvedModel
 from agent.fleet.sources import Sources
 from agent.kube.events import Announcement
 
-log = logging.getLogger(__name__)
+log = structlog.get_logger()
 
 _DEBOUNCE_SECONDS = 0.2
 _LEAST_WAIT_SECONDS = 60.0  # windows that end close together are one write
@@ -82,7 +83,7 @@ class Planner:
         resolutions = Resolutions(models=self._plans.models.get(), images=self._plans.images.get())
         # In a thread: a large fleet takes seconds, and the Lease must be renewed meanwhile.
         draft = await asyncio.to_thread(self._drafter.draft, self._sources.state(resolutions), now)
-        log.debug("planned", extra={"endpoints": draft.endpoints, "seconds": self._clock.monotonic() - began})
+        log.debug("planned", endpoints=draft.endpoints, seconds=self._clock.monotonic() - began)
         self._hand_on(draft)
         return seconds_until(draft.wake_at, self._clock.now())
 

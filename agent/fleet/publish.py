@@ -8,10 +8,11 @@ Node it goes by the garbage collector. One whose node does not exist is never to
 from __future__ import annotations
 
 import asyncio
-import logging
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+
+import structlog
 
 from agent.core.assignment import Assignment
 from agent.core.assignment_json import format_assignment, parse_assignment
@@ -25,7 +26,7 @@ from agent.kube.api import KubeApi
 from agent.kube.objects import NodeView, NodeWarmupView
 from agent.kube.resources import NODEWARMUP_SPECS
 
-log = logging.getLogger(__name__)
+log = structlog.get_logger()
 
 _AT_ONCE = 8
 _SEEN_SECONDS = 5.0  # until the watch shows our own write
@@ -143,14 +144,14 @@ class Publisher:
             return str(error)
         self._retry.pop(node.name, None)
         self._written[node.name] = (view, self._clock.monotonic() + _SEEN_SECONDS)
-        log.info("node warmup written", extra={"node": node.name, "endpoints": len(assignment.endpoints)})
+        log.info("node warmup written", node=node.name, endpoints=len(assignment.endpoints))
         return ""
 
     def _tell(self, differing: set[str], errors: Mapping[str, str], writes: int) -> None:
         before = self._report.get()
         for name, error in errors.items():
             if before.failing.get(name) != error:
-                log.warning("cannot write node warmup", extra={"node": name, "error": error})
+                log.warning("cannot write node warmup", node=name, error=error)
         still = {n: e for n, e in before.failing.items() if n in differing and n in self._retry}
         self._report.set(PublishReport(writes_total=before.writes_total + writes, failing={**still, **errors}))
 

@@ -47,6 +47,9 @@ class ResolvedModel:
     size_bytes: int
     files: int
 
+    def __str__(self) -> str:
+        return self.digest
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resolution(Generic[V]):

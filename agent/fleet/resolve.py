@@ -6,12 +6,13 @@ One service each for models and images. One item's failure is a value with a rea
 from __future__ import annotations
 
 import asyncio
-import logging
 import random
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Generic, TypeVar
+
+import structlog
 
 from agent.core.assignment import Window
 from agent.core.clock import Clock
@@ -24,7 +25,7 @@ K = TypeVar("K")
 V = TypeVar("V")
 Wants = Mapping[K, tuple[Window, ...]]
 
-log = logging.getLogger(__name__)
+log = structlog.get_logger()
 
 _AT_ONCE = 8
 _ANSWER_SECONDS = 60.0
@@ -108,7 +109,7 @@ class Resolver(Generic[K, V]):
             self._failed(key, state, f"no answer about {key} within {_ANSWER_SECONDS:.0f} s", lasting=False)
         else:
             if state.resolution.value != value:
-                log.info("resolved", extra={"item": str(key), "version": str(value)})
+                log.info("resolved", item=str(key), version=str(value))
             state.resolution, state.resolved_at, state.retry_at = Resolution(value=value), began, None
             state.backoff = replace(state.backoff, failures=0)
         finally:
@@ -118,7 +119,7 @@ class Resolver(Generic[K, V]):
 
     def _failed(self, key: K, state: _State[V], error: str, *, lasting: bool) -> None:
         if state.resolution.error != error:
-            log.warning("cannot resolve", extra={"item": str(key), "error": error})
+            log.warning("cannot resolve", item=str(key), error=error)
         state.resolution = replace(state.resolution, error=error, lasting=lasting)
         state.backoff = state.backoff.failed()
         seconds = max(state.backoff.delay_seconds(self._rng), 10.0 if lasting else 0.0)

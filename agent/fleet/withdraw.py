@@ -7,11 +7,12 @@ process is blind proves nothing about a node.
 from __future__ import annotations
 
 import asyncio
-import logging
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+
+import structlog
 
 from agent.core.assignment_json import format_time
 from agent.core.clock import Clock
@@ -36,7 +37,7 @@ from agent.kube.errors import NotFound
 from agent.kube.objects import NodeView
 from agent.kube.resources import NODES
 
-log = logging.getLogger(__name__)
+log = structlog.get_logger()
 
 _AT_ONCE = 8
 _SEEN_SECONDS = 5.0  # until the watch shows our own write
@@ -153,17 +154,17 @@ class Withdrawer:
         except NotFound:
             return True
         except (Transient, Permanent) as error:
-            log.warning("cannot withdraw claims", extra={"node": node.name, "error": str(error)})
+            log.warning("cannot withdraw claims", node=node.name, error=str(error))
             return False
         self._recent.append(now)
         self._written[node.name] = (node, self._clock.monotonic() + _SEEN_SECONDS)
-        log.warning("claims withdrawn", extra={"node": node.name, "why": stale.reason, "reason": stale.message})
+        log.warning("claims withdrawn", node=node.name, why=stale.reason, reason=stale.message)
         return True
 
     def _tell(self, held: Mapping[str, str], done: int, claiming: int) -> None:
         before = self._report.get()
         if held and set(held) != set(before.held or {}):
-            log.error("stale claims stand: held back by the brake, or the write failed", extra={"nodes": sorted(held)})
+            log.error("stale claims stand: held back by the brake, or the write failed", nodes=sorted(held))
         self._report.set(
             WithdrawReport(withdrawn_total=before.withdrawn_total + done, held=held or None, claiming=claiming - done)
         )

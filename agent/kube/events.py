@@ -7,11 +7,12 @@ The API server forgets an Event an hour after its last write, so one whose cause
 from __future__ import annotations
 
 import hashlib
-import logging
 from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
+
+import structlog
 
 from agent.core.assignment_json import format_time
 from agent.core.clock import Clock
@@ -23,7 +24,7 @@ from agent.kube.errors import AlreadyExists, NotFound
 from agent.kube.objects import ObjectRef
 from agent.kube.resources import EVENTS
 
-log = logging.getLogger(__name__)
+log = structlog.get_logger()
 
 REPEAT = timedelta(minutes=10)
 _MAX_MESSAGE = 1000  # the API refuses more than 1,024 bytes
@@ -95,7 +96,7 @@ class EventWriter:
             due = await self._write(announcement)
         except (Transient, Permanent) as error:
             if not isinstance(error, Transient):  # a namespace on its way out, or RBAC: nothing to hurry for
-                log.warning("event refused", extra={"about": announcement.about.name, "error": str(error)})
+                log.warning("event refused", about=announcement.about.name, error=str(error))
                 return self._clock.now() + REPEAT
             backoff = self._backoff.get(announcement, Backoff(floor_seconds=1)).failed()
             self._backoff[announcement] = backoff

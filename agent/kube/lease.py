@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import random
 from collections.abc import Awaitable, Callable
 from datetime import datetime
+
+import structlog
 
 from agent.core.clock import Clock
 from agent.core.errors import Permanent, Transient
@@ -22,7 +23,7 @@ from agent.kube.errors import NotFound
 from agent.kube.objects import LeaseView
 from agent.kube.resources import LEASES
 
-log = logging.getLogger(__name__)
+log = structlog.get_logger()
 
 DURATION_SECONDS = 15.0  # as kube-controller-manager's defaults: 15, 10, 2; renewals are rarer to spare the API server
 DEADLINE_SECONDS = 10.0
@@ -53,11 +54,11 @@ class LeaderElector:
         """
         while True:
             await self._acquire()
-            log.info("leading", extra={"lease": self._name, "identity": self._identity})
+            log.info("leading", lease=self._name, identity=self._identity)
             try:
                 await self._lead(on_lead)
             except* _Lost as lost:
-                log.warning("not leading any more", extra={"lease": self._name, "error": str(lost.exceptions[0])})
+                log.warning("not leading any more", lease=self._name, error=str(lost.exceptions[0]))
             finally:
                 await self._release()
 
@@ -75,7 +76,7 @@ class LeaderElector:
                         if await self._take():
                             return
                 except (Transient, Permanent) as error:
-                    log.info("cannot ask for the lease", extra={"lease": self._name, "error": str(error)})
+                    log.info("cannot ask for the lease", lease=self._name, error=str(error))
             await self._clock.sleep(RETRY_SECONDS * self._rng.uniform(1, 1.2))
 
     async def _keep(self) -> None:
@@ -91,7 +92,7 @@ class LeaderElector:
                 async with asyncio.timeout(left):
                     mine = await self._take()
             except (Transient, Permanent, TimeoutError) as error:
-                log.info("cannot renew the lease", extra={"lease": self._name, "error": str(error)})
+                log.info("cannot renew the lease", lease=self._name, error=str(error))
                 wait = min(RETRY_SECONDS, max(0.1, renewed + DEADLINE_SECONDS - self._clock.monotonic()))
                 continue
             if not mine:

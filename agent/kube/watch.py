@@ -8,13 +8,14 @@ is back, by going on from the last version or, if the server has forgotten that,
 from __future__ import annotations
 
 import json
-import logging
 import random
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, Generic, Protocol, TypeVar
+
+import structlog
 
 from agent.core.clock import Clock
 from agent.core.errors import Permanent, Transient, cut
@@ -23,7 +24,7 @@ from agent.core.retry import Backoff
 from agent.kube.api import Json, KubeApi, Resource
 from agent.kube.errors import Away, Gone, refusal
 
-log = logging.getLogger(__name__)
+log = structlog.get_logger()
 
 _MAX_LINE = 32 << 20
 _SHORT_SECONDS = 5.0  # a watch that ends sooner than this counts as a failure for the pace of the next
@@ -118,7 +119,7 @@ class Watch(Generic[N]):
                     await self._list()
                 await self._follow()
             except Gone as error:
-                log.info("watch starts again", extra={"kind": self._resource.plural, "reason": str(error)})
+                log.info("watch starts again", kind=self._resource.plural, reason=str(error))
                 self._version = ""
                 self._backoff = self._backoff.failed()
             except (Transient, Permanent) as error:
@@ -173,13 +174,13 @@ class Watch(Generic[N]):
 
     def _found(self, items: Mapping[str, N]) -> None:
         if self._cell.get().away_since is not None:
-            log.info("api server answers again", extra={"kind": self._resource.plural})
+            log.info("api server answers again", kind=self._resource.plural)
         self._cell.set(Listing(items=items, synced=True))
 
     def _lost(self, error: Exception) -> None:
         before = self._cell.get()
         if before.away_since is None:
-            log.warning("api server lost", extra={"kind": self._resource.plural, "error": str(error)})
+            log.warning("api server lost", kind=self._resource.plural, error=str(error))
         self._backoff = self._backoff.failed()
         since = before.away_since or self._clock.now()
         self._cell.set(replace(before, away_since=since, error=str(error)))
