@@ -106,8 +106,8 @@ def pod_network(subnet: str) -> str:
         "hairpinMode": True,
         "ipam": address_management,
     }
-    port_map = {"type": "portmap", "capabilities": {"portMappings": True}}
-    return json.dumps({"cniVersion": "0.4.0", "name": "bed", "plugins": [bridge, port_map, {"type": "loopback"}]})
+    # No portmap: nothing here uses a hostPort outside the host's network, and each plugin is a process for each pod.
+    return json.dumps({"cniVersion": "0.4.0", "name": "bed", "plugins": [bridge]})
 
 
 def kubelet(pki: Path, node: str, cgroup_root: str, *, fast_eviction: bool) -> str:
