@@ -22,8 +22,8 @@ def open_inodes(proc: Path, inodes: Collection[int], root: Path) -> frozenset[in
 
 
 def _has_open(process: Path, inodes: Collection[int], device: int) -> bool:
-    with contextlib.suppress(OSError):
-        for fd in os.scandir(process / "fd"):
+    with contextlib.suppress(OSError), os.scandir(process / "fd") as descriptors:
+        for fd in descriptors:
             with contextlib.suppress(OSError):
                 at = fd.stat()
                 if at.st_ino in inodes and at.st_dev == device:

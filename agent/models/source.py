@@ -246,6 +246,7 @@ def _tls_context() -> ssl.SSLContext:
 def _told(doing: str) -> Any:
     """Turn botocore's errors into ours, with `doing` in the sentence."""
     from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError, NoCredentialsError
+    from botocore.exceptions import ConnectionError as EndpointAway
 
     try:
         yield
@@ -253,7 +254,7 @@ def _told(doing: str) -> Any:
         raise _client_error(doing, error.response) from error
     except NoCredentialsError as error:
         raise Permanent(f"cannot {doing}: no AWS credentials found") from error
-    except (HTTPClientError, TimeoutError, OSError) as error:
+    except (EndpointAway, HTTPClientError, TimeoutError, OSError) as error:
         raise Transient(f"cannot {doing}: S3 does not answer ({cut(type(error).__name__, 60)})") from error
     except BotoCoreError as error:
         away = type(error).__name__ in ("CredentialRetrievalError", "MetadataRetrievalError")
