@@ -1,0 +1,149 @@
+"""`prewarm hydrate` and `fetch`: verified files in a directory, by rename, resumable; and what the source refuses."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from agent.cli import hydrate
+from agent.core.errors import Permanent, Transient
+from agent.models.fetch import HIDDEN, fetch
+from agent.models.journal import read_journal
+from agent.models.source import open_source, resolve
+from tests.bed.faultproxy import Rule
+from tests.integration.models.conftest import SourceBucket, contents, noise
+
+MIB = 1 << 20
+
+
+def visible(directory: Path) -> dict[str, bytes]:
+    return {path: content for path, content in contents(directory).items() if not path.startswith(HIDDEN)}
+
+
+def run(*words: str) -> int:
+    parser = argparse.ArgumentParser()
+    hydrate.add_parser(parser.add_subparsers())
+    options = parser.parse_args(["hydrate", *words])
+    code: int = options.run(options)
+    return code
+
+
+def test_hydrate_brings_a_model_and_a_second_call_fetches_nothing(
+    bucket: SourceBucket, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = {"a.bin": bucket.put("m/a.bin", noise(9 * MIB)), "sub/b": bucket.put("m/sub/b", b"b")}
+    assert run(str(bucket.uri()), "--to", str(tmp_path / "to"), "--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["files"], told["bytes"], told["fetchedBytes"], told["proof"]) == (
+        2,
+        9 * MIB + 1,
+        9 * MIB + 1,
+        "crc64nvme",
+    )
+    assert visible(tmp_path / "to") == model
+    assert run(str(bucket.uri()), "--to", str(tmp_path / "to")) == 0
+    assert "already there, proved by crc64nvme" in capsys.readouterr().out
+    (tmp_path / "to/sub/b").write_bytes(b"x")
+    assert run(str(bucket.uri()), "--to", str(tmp_path / "to")) == 0
+    assert visible(tmp_path / "to") == model
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["http://x/y"], 2, "does not start with s3://"),
+        (["s3://BUCKET/none/"], 1, "nothing under s3://"),
+        (["s3://BUCKET/none"], 1, "no such key"),
+        (["s3://no-such-bucket-here/m/"], 1, "no such bucket"),
+        (["s3://BUCKET/m/", "--connections", "0"], 2, "--connections must be between 1 and 256"),
+    ],
+)
+def test_hydrate_says_what_is_wrong(
+    bucket: SourceBucket, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], code: int, said: str
+) -> None:
+    words = [w.replace("BUCKET", bucket.name) for w in words]
+    assert run(*words, "--to", str(tmp_path)) == code
+    assert said in capsys.readouterr().err
+
+
+def test_interrupted_it_exits_130_and_shows_no_file_and_the_next_call_resumes(
+    bucket: SourceBucket, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = bucket.put("m/a.bin", noise(40 * MIB))
+    bucket.proxy.rules.append(Rule("slow", times=99, arg=30e6))
+    code = "import sys; from tests.integration.models.test_fetch import run; sys.exit(run(*sys.argv[1:]))"
+    child = subprocess.Popen(
+        [sys.executable, "-c", code, str(bucket.uri()), "--to", str(tmp_path), "--connections", "2"]
+    )
+    deadline = time.monotonic() + 60
+    while not any((j := read_journal(p)) and j.sums for p in tmp_path.glob(f"{HIDDEN}/*/journal")):
+        assert time.monotonic() < deadline
+        assert child.poll() is None
+        time.sleep(0.01)
+    child.send_signal(signal.SIGINT)
+    assert child.wait(timeout=10) == 130
+    assert visible(tmp_path) == {}
+    bucket.proxy.rules.clear()
+    assert run(str(bucket.uri()), "--to", str(tmp_path), "--json") == 0
+    assert json.loads(capsys.readouterr().out)["fetchedBytes"] < 40 * MIB
+    assert visible(tmp_path) == {"a.bin": content}
+
+
+async def test_a_link_in_the_directory_is_not_followed(bucket: SourceBucket, tmp_path: Path) -> None:
+    bucket.put("m/sub/b", b"b")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "to").mkdir()
+    (tmp_path / "to/sub").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(Permanent, match="in the way of the model's files"):
+        await fetch(bucket.uri(), tmp_path / "to")
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
+async def test_two_cannot_fetch_into_one_directory(bucket: SourceBucket, tmp_path: Path) -> None:
+    bucket.put("m/b", b"b")
+    (tmp_path / HIDDEN).mkdir()
+    import fcntl
+
+    held = os.open(tmp_path / HIDDEN / "lock", os.O_RDWR | os.O_CREAT)
+    fcntl.flock(held, fcntl.LOCK_EX)
+    with pytest.raises(Transient, match="another process is fetching"):
+        await fetch(bucket.uri(), tmp_path)
+    os.close(held)
+
+
+async def test_no_credentials_is_said(bucket: SourceBucket, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(Permanent, match="no AWS credentials found"):
+        await resolve(bucket.uri())
+
+
+async def test_a_listing_of_several_pages_is_complete(bucket: SourceBucket) -> None:
+    for n in range(1003):
+        bucket.put(f"m/{n:04}", b"")
+    async with open_source() as source:
+        assert len(await source.list_objects(bucket.uri())) == 1003
+
+
+async def test_a_hostile_key_is_refused_by_name(bucket: SourceBucket, tmp_path: Path) -> None:
+    bucket.put("m/a%0Ab".replace("%0A", "\u202e"), b"x")
+    with pytest.raises(Permanent, match=r"has control characters"):
+        await fetch(bucket.uri(), tmp_path)
+    assert visible(tmp_path) == {}
+
+
+async def test_one_object_of_a_version_is_fetched(bucket: SourceBucket, tmp_path: Path) -> None:
+    bucket.server.make_bucket(bucket.name, versioned=True)
+    old = bucket.put("m/one.bin", b"old")
+    version = (await resolve(bucket.uri("m/one.bin"))).objects[0].version_id
+    bucket.put("m/one.bin", b"new")
+    await fetch(bucket.uri(f"m/one.bin?versionId={version}"), tmp_path)
+    assert visible(tmp_path) == {"one.bin": old}
