@@ -1,0 +1,216 @@
+"""Cold start on a real cluster: created -> first answer, cold against warmed against the floor, in alternating rounds.
+
+cold   no prewarm: the image is absent, an init container downloads the weights with its own credentials (`prewarm wait
+       --otherwise fetch` with no agent: as fast as the shaped line allows), then the server loads them
+warm   the node prewarm made ready before: image unpacked, weights committed; the pod waits, links and loads
+floor  the same pod without prewarm on the same node: image there, weights in a directory of the same disk
+
+The page cache holds none of the weights when `warm` and `floor` start (prewarm writes past it); cold keeps what its own
+download left there. Layers of the base image are on every node, as the agent's image shares them: that favours cold.
+"""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import json
+import os
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from agent.core.names import READY, endpoint_label
+from agent.core.units import format_size
+from bench.demo import drop_page_cache
+from tests.bed import Bed, Event, Object
+from tests.bed.bed import PROJECT
+from tests.cluster import product as installed
+from tests.cluster.product import Product, deployment, wait_label, wait_until
+
+NAMESPACE = "bench"
+SERVER = "registry.bed/bench-server:1"
+STARTS = ("cold", "warm", "floor")
+FLOOR_DIRECTORY = "/var/lib/prewarm/bench-floor"  # on the same disk as the store
+OVER_FLOOR_SECONDS = 0.7
+TIMES_FASTER = 10
+
+
+def main() -> int:
+    """Measure and print; 0 if both targets are met."""
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.coldstart", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--gigabytes", type=float, default=2.0)
+    parser.add_argument("--image-megabytes", type=int, default=200)
+    parser.add_argument("--mbit", type=int, default=400, help="rate of registry and S3 to each node")
+    parser.add_argument("--json", type=Path, help="also write the samples here")
+    options = parser.parse_args()
+    with (
+        Bed(PROJECT / ".cache" / f"bed-bench-{os.getpid()}") as bed,
+        tempfile.TemporaryDirectory(dir=PROJECT / ".cache") as scratch,
+    ):
+        warm_node, cold_node = prepare(bed, options, Path(scratch))
+        bed.shape(options.mbit)
+        samples: dict[str, list[float]] = {start: [] for start in STARTS}
+        for number in range(options.rounds):
+            for start in STARTS:
+                make_start_state(bed, start, warm_node, cold_node)
+                samples[start].append(seconds_to_first_answer(bed, start))
+            print(f"round {number + 1}  " + "  ".join(f"{s} {samples[s][-1]:6.2f} s" for s in STARTS), flush=True)
+    if options.json:
+        options.json.write_text(json.dumps(samples))
+    return report(samples, options)
+
+
+def prepare(bed: Bed, options: argparse.Namespace, scratch: Path) -> tuple[str, str]:
+    """Install prewarm, make the endpoint ready on one node and lay out the floor's weights there; returns both nodes."""
+    product = Product(bed)
+    product.install()
+    size = int(options.gigabytes * 1e9)
+    installed.push_server_image(bed, SERVER, padding_bytes=options.image_megabytes * 1_000_000)
+    installed.put_model(bed, "bench", size, version="v1", directory=scratch / "model")
+    bed.api.post("/api/v1/namespaces", {"metadata": {"name": NAMESPACE}})
+    annotations = {"prewarm.dev/models": "llm=s3://models/bench/", "prewarm.dev/schedule": "* * * * *"}
+    bed.apply(deployment("warm", annotations, image=SERVER), NAMESPACE)
+    label = endpoint_label(NAMESPACE, "warm")
+    warm_node = wait_until(
+        lambda: next((n for n in bed.nodes if installed.node_labels(bed, n).get(label) == READY), ""), 180, label
+    )
+    cold_node = next(n for n in bed.nodes if n != warm_node)
+    floor = bed.disk(warm_node) / FLOOR_DIRECTORY.lstrip("/")
+    shutil.copytree(scratch / "model", floor)
+    for name in STARTS:
+        if name != "warm":
+            bed.apply(deployment(name, {}, image=SERVER), NAMESPACE)
+        bed.kubectl(
+            "-n", NAMESPACE, "patch", "deployment", name, "-p", json.dumps(patch_of(bed, name, warm_node, cold_node))
+        )
+    wait_label(bed, warm_node, label, READY)
+    return warm_node, cold_node
+
+
+def patch_of(bed: Bed, name: str, warm_node: str, cold_node: str) -> Object:
+    """What makes a Deployment start the way its name says."""
+    node = {"kubernetes.io/hostname": cold_node if name == "cold" else warm_node}
+    if name == "floor":
+        volume = {"name": "weights", "hostPath": {"path": FLOOR_DIRECTORY}}
+        server = {"name": "server", "volumeMounts": [{"name": "weights", "mountPath": "/models/llm"}]}
+        return {"spec": {"template": {"spec": {"nodeSelector": node, "containers": [server], "volumes": [volume]}}}}
+    image = bed.get("daemonset", "prewarm-agent", "prewarm")["spec"]["template"]["spec"]["containers"][0]["image"]
+    command = [
+        "affinity",
+        f"{NAMESPACE}/{name}",
+        "--wait",
+        "--container",
+        "server",
+        "--image",
+        image,
+        "--patch",
+        "--json",
+    ]
+    patch: Object = json.loads(installed.prewarm(*command))
+    if name == "cold":
+        make_cold(bed, patch)
+        patch["spec"]["template"]["spec"]["nodeSelector"] = node
+    return patch
+
+
+def make_cold(bed: Bed, patch: Object) -> None:
+    """Point the init container at no agent, and give it credentials of its own."""
+    template = patch["spec"]["template"]
+    spec, s3 = template["spec"], bed.s3
+    spec.pop("affinity", None)
+    template.setdefault("metadata", {}).setdefault("annotations", {})["prewarm.dev/models"] = "llm=s3://models/bench/"
+    for volume in spec["volumes"]:
+        if volume.get("hostPath", {}).get("path") == "/run/prewarm":
+            volume["hostPath"]["path"] = "/run/nobody-home"
+    credentials = {
+        "AWS_ENDPOINT_URL": s3.url,
+        "AWS_REGION": s3.region,
+        "AWS_ACCESS_KEY_ID": s3.access_key,
+        "AWS_SECRET_ACCESS_KEY": s3.secret_key,
+    }
+    spec["initContainers"][0].setdefault("env", []).extend({"name": k, "value": v} for k, v in credentials.items())
+
+
+def make_start_state(bed: Bed, start: str, warm_node: str, cold_node: str) -> None:
+    """Bring about what the start's name promises, and nothing of the start before."""
+    if start == "cold":
+        references = bed.exec(cold_node, ["ctr", "-n", "k8s.io", "images", "ls"]).splitlines()
+        digests = {line.split()[2] for line in references if line.startswith("registry.bed/bench-server")}
+        for line in references:
+            if line.split()[2] in digests:
+                bed.exec(cold_node, ["ctr", "-n", "k8s.io", "images", "rm", "--sync", line.split()[0]])
+        time.sleep(2)  # containerd's collector runs a moment later; a "cold" pull would find the layers
+        return
+    root = bed.disk(warm_node) / "var/lib/prewarm"
+    for directory in (root / "store", root / "bench-floor"):
+        drop_page_cache(directory)
+
+
+def seconds_to_first_answer(bed: Bed, name: str) -> float:
+    """Scale to one pod; returns the seconds from its creation (seen by watch) to its first completion, and scales back."""
+    found: dict[str, float] = {}
+
+    def has_address(event: Event) -> bool:
+        pod = event.object
+        if pod["metadata"]["labels"].get("app") != name or "deletionTimestamp" in pod["metadata"]:
+            return False
+        found.setdefault(pod["metadata"]["name"], event.at)
+        return bool(pod["status"].get("podIP"))
+
+    path = f"/api/v1/namespaces/{NAMESPACE}/pods"
+    bed.kubectl("-n", NAMESPACE, "scale", "deployment", name, "--replicas=1")
+    pod = bed.api.until(path, has_address, 120).object
+    answered = first_answer(pod["status"]["podIP"])
+    bed.kubectl("-n", NAMESPACE, "scale", "deployment", name, "--replicas=0")
+    selector = f"{path}?labelSelector=app%3D{name}"
+    wait_until(lambda: not bed.api.get(selector)["items"], 60, f"pods of {name} are gone")
+    return answered - found[pod["metadata"]["name"]]
+
+
+def first_answer(address: str, within_seconds: float = 240) -> float:
+    """Ask until a completion comes; returns the monotonic time of it."""
+    body = json.dumps({"prompt": "good morning", "max_tokens": 1})
+    deadline = time.monotonic() + within_seconds
+    while time.monotonic() < deadline:
+        connection = http.client.HTTPConnection(address, 8000, timeout=30)
+        try:
+            connection.request("POST", "/v1/completions", body)
+            if connection.getresponse().status == 200:
+                return time.monotonic()
+        except OSError:
+            pass  # nobody listens yet
+        finally:
+            connection.close()
+        time.sleep(0.02)
+    raise SystemExit(f"no answer from {address} in {within_seconds} s")
+
+
+def report(samples: dict[str, list[float]], options: argparse.Namespace) -> int:
+    """Print medians with ranges and whether the targets are met."""
+    median = {start: statistics.median(values) for start, values in samples.items()}
+    print(f"\ncreated -> first answer, seconds, median of {options.rounds} (range)")
+    print(
+        f"model {format_size(options.gigabytes * 1e9)}, image {options.image_megabytes} MB, registry and S3 at {options.mbit} Mbit/s"
+    )
+    for start in STARTS:
+        print(f"  {start:6} {told(samples[start])}")
+    over, times = median["warm"] - median["floor"], median["cold"] / median["warm"]
+    print(f"warm is {over:.2f} s over the floor (target: at most {OVER_FLOOR_SECONDS})")
+    print(f"warm is {times:.1f} x faster than cold (target: at least {TIMES_FASTER})")
+    return 0 if over <= OVER_FLOOR_SECONDS and times >= TIMES_FASTER else 1
+
+
+def told(values: Sequence[float]) -> str:
+    """`12.34 (12.10-12.90)`."""
+    return f"{statistics.median(values):6.2f} ({min(values):.2f}-{max(values):.2f})"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
