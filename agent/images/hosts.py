@@ -52,10 +52,11 @@ def registry_hosts(directory: Path, host: str) -> tuple[RegistryHost, ...]:
 
 
 def _candidates(directory: Path, host: str) -> Iterator[Path]:
-    """A port's colon may be written as `_port_`, where a file system forbids colons."""
+    """A port's colon may be written as `_port_`; and `HOST.toml` stands for `HOST/hosts.toml`, for ConfigMaps have no folders."""
     name, colon, port = host.rpartition(":")
     for each in (host, f"{name}_{port}_" if colon else host, "_default"):
         yield directory / each / "hosts.toml"
+        yield directory / f"{each}.toml"
 
 
 def _resolves(table: object) -> bool:

@@ -16,7 +16,6 @@ from agent.core.heartbeat import Heartbeat
 from agent.core.inventory import ImageLevel, ImageState
 from agent.core.latest import Latest
 from agent.core.refs import ImageRef, parse_image_ref
-from agent.images.absent import NoImageService
 from agent.images.service import ImageService
 from agent.plan.decision import NodePlan, PullStep
 from tests.fakes.containerd import FakeContainerd, make_image
@@ -426,19 +425,6 @@ def test_a_node_that_wants_no_image_proves_without_asking() -> None:
             assert bench.images.get() == {}
 
     play(story)
-
-
-def test_a_room_without_containerd_claims_nothing_and_beats() -> None:
-    async def story() -> None:
-        images: Latest[Mapping[ImageRef, ImageState]] = Latest({parse_image_ref(A): ImageState(ref=parse_image_ref(A))})
-        heartbeat = Heartbeat()
-        task = asyncio.create_task(NoImageService(images=images, clock=LoopClock(), heartbeat=heartbeat).run())
-        await asyncio.sleep(100)
-        assert images.get() == {}
-        assert heartbeat.ages_seconds(LoopClock().monotonic())["images"] <= 15
-        task.cancel()
-
-    run_virtual(story())
 
 
 def test_cancelled_at_any_point_it_ends_and_nothing_is_claimed_that_is_not_there() -> None:

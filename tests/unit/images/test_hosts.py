@@ -1,0 +1,47 @@
+"""Where images of a registry are asked for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from agent.core.errors import Permanent
+from agent.images.hosts import registry_hosts
+
+PLAIN = 'server = "http://10.0.0.1:5000"\n'
+
+
+@pytest.mark.parametrize(
+    ("host", "file"),
+    [
+        ("registry.bed", "registry.bed/hosts.toml"),
+        ("registry.bed", "registry.bed.toml"),
+        ("registry.bed:5000", "registry.bed:5000/hosts.toml"),
+        ("registry.bed:5000", "registry.bed_5000_/hosts.toml"),
+        ("registry.bed:5000", "registry.bed_5000_.toml"),
+        ("registry.bed", "_default/hosts.toml"),
+    ],
+)
+def test_a_file_for_the_host_says_where_it_is(tmp_path: Path, host: str, file: str) -> None:
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).write_text(PLAIN)
+    assert [h.base for h in registry_hosts(tmp_path, host)] == ["http://10.0.0.1:5000/v2"]
+
+
+def test_without_a_file_the_host_itself_is_asked_over_https(tmp_path: Path) -> None:
+    assert [h.base for h in registry_hosts(tmp_path, "ghcr.io")] == ["https://ghcr.io/v2"]
+    assert [h.base for h in registry_hosts(tmp_path, "docker.io")] == ["https://registry-1.docker.io/v2"]
+
+
+def test_mirrors_come_first_and_learn_whose_image_is_meant(tmp_path: Path) -> None:
+    (tmp_path / "ghcr.io.toml").write_text('[host."http://mirror:8080"]\ncapabilities = ["pull", "resolve"]\n')
+    mirror, own = registry_hosts(tmp_path, "ghcr.io")
+    assert (mirror.base, mirror.query, own.base) == ("http://mirror:8080/v2", "?ns=ghcr.io", "https://ghcr.io/v2")
+
+
+@pytest.mark.parametrize("text", ["= =", "server = 1", 'host = "x"', 'server = "ftp://x"'])
+def test_a_malformed_file_is_told_by_name(tmp_path: Path, text: str) -> None:
+    (tmp_path / "ghcr.io.toml").write_text(text)
+    with pytest.raises(Permanent, match=r"ghcr\.io\.toml"):
+        registry_hosts(tmp_path, "ghcr.io")
