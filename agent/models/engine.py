@@ -22,6 +22,7 @@ from agent.models.manifest import Manifest
 from agent.models.paths import Tree
 from agent.models.ranges import parts_of
 from agent.models.source import S3Source
+from agent.models.threads import in_thread
 from agent.models.throttle import Throttle
 from agent.models.transfer import FileProof, Origin, Transfer, Tuning, Worker
 
@@ -72,11 +73,11 @@ class Engine:
         loop = asyncio.get_running_loop()
         bucket = await source.bucket(manifest.uri.bucket)
         tls = await source.tls() if bucket.scheme == "https" else None
-        journaled, journal = await asyncio.to_thread(self._open_journal, manifest, directory)
+        journaled, journal = self._open_journal(manifest, directory)
         try:
             part_bytes = journaled.part_bytes if journaled else self.part_bytes
             files = RangeFiles(Tree(directory / "files"))
-            await asyncio.to_thread(_prepare, manifest, files, directory)
+            await in_thread(_prepare, manifest, files, directory)
             transfer = Transfer(
                 manifest,
                 files,
@@ -114,7 +115,7 @@ class Engine:
                 worker.wire.abort()
         if transfer.error is not None:
             raise transfer.error
-        return await asyncio.to_thread(_finish_empty, transfer)
+        return await in_thread(_finish_empty, transfer)
 
     async def _previous_threads(self) -> None:
         """Wait until threads of a cancelled download are gone."""

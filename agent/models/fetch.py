@@ -21,6 +21,7 @@ from agent.models.engine import Engine, Progress
 from agent.models.manifest import Manifest
 from agent.models.paths import Tree, fsync_directory, remove_tree
 from agent.models.source import S3Source, open_source, resolve
+from agent.models.threads import in_thread
 from agent.models.transfer import FileProof
 from agent.models.version import broken_file, load_version, record_version
 from agent.models.wire import SourceChanged
@@ -57,8 +58,8 @@ async def fetch(
         Transient: S3 is away, or another process fetches into the directory.
     """
     mover = engine or Engine()
-    directory = await asyncio.to_thread(directory.resolve)  # the person's own links are followed, none below it
-    lock = await asyncio.to_thread(_lock, directory)
+    directory = await in_thread(directory.resolve)  # the person's own links are followed, none below it
+    lock = _lock(directory)  # not in a thread: cancelled meanwhile, nobody would give it back
     try:
         async with open_source() as source:
             for attempt in range(_FRESH_STARTS):
@@ -66,7 +67,7 @@ async def fetch(
                 try:
                     return await _bring(manifest, source, directory, mover, told or (lambda _progress: None))
                 except SourceChanged:
-                    await asyncio.to_thread(remove_tree, directory / HIDDEN / manifest.digest)
+                    await in_thread(remove_tree, directory / HIDDEN / manifest.digest)
                     if attempt == _FRESH_STARTS - 1:
                         raise
     finally:
@@ -78,11 +79,11 @@ async def _bring(
     manifest: Manifest, source: S3Source, directory: Path, engine: Engine, told: Callable[[Progress], None]
 ) -> Fetched:
     hidden = directory / HIDDEN
-    proof = await asyncio.to_thread(_already, manifest, directory)
+    proof = await in_thread(_already, manifest, directory)
     if proof is not None:
         return _fetched(manifest, proof, 0)
     staging = hidden / manifest.digest
-    await asyncio.to_thread(_tidy, hidden, staging)
+    await in_thread(_tidy, hidden, staging)
     telling = asyncio.create_task(_tell(engine, told), name="progress")
     try:
         proofs = await engine.download(manifest, source, staging)
@@ -90,7 +91,7 @@ async def _bring(
         telling.cancel()
         await asyncio.wait({telling})
     told(engine.progress)
-    await asyncio.to_thread(_publish, manifest, proofs, directory)
+    await in_thread(_publish, manifest, proofs, directory)
     return _fetched(manifest, proof_of(p.proof for p in proofs), engine.progress.fetched_bytes)
 
 

@@ -30,6 +30,7 @@ from agent.models.hydration import Hydration, OpenSource
 from agent.models.shelf import Shelf
 from agent.models.source import open_source
 from agent.models.store import Store
+from agent.models.threads import in_thread
 from agent.models.wire import SourceChanged
 from agent.plan.decision import HydrateStep, NodePlan
 
@@ -128,8 +129,8 @@ class ModelService:
         waiting = False
         while True:
             try:
-                taken = await asyncio.to_thread(self._store.try_lock)
-            except OSError as error:
+                taken = await in_thread(self._store.try_lock)
+            except PrewarmError as error:
                 log.warning("cannot open the store", root=str(self._store.root), error=str(error))
                 await self._clock.sleep(_DISK_SECONDS)
                 continue

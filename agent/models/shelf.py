@@ -14,11 +14,11 @@ from typing import TypeVar
 from agent.core.errors import Transient
 from agent.core.inventory import CacheUse
 from agent.core.refs import Digest, EndpointKey
-from agent.models.disk import disk_error
 from agent.models.manifest import Manifest
 from agent.models.open_files import open_inodes
 from agent.models.references import References
 from agent.models.store import Found, Store
+from agent.models.threads import in_thread
 from agent.models.transfer import FileProof
 from agent.models.version import Version
 from agent.models.views import Views
@@ -47,12 +47,12 @@ class Shelf:
     async def prove(self, withdraw: Callable[[Digest, str], None]) -> None:
         """Prove every version; a broken one is withdrawn by a call at once, then moved out of the way with its views."""
         async with self._lock:
-            found = await _thread(lambda: [(v, self.store.prove(v)) for v in list(self.versions.values())])
+            found = await in_thread(lambda: [(v, self.store.prove(v)) for v in list(self.versions.values())])
             for version, why in found:
                 if why:
                     del self.versions[version.digest]
                     withdraw(version.digest, why)
-                    await _thread(self._take_broken, version)
+                    await in_thread(self._take_broken, version)
 
     def _take_broken(self, version: Version) -> None:
         self.store.remove(version.digest)
@@ -157,10 +157,10 @@ class Shelf:
         `still` withdraws what is left of the claim and is called right before the rename, on the loop.
         """
         async with self._lock:
-            if await _thread(self.references.users, digest) or not still():
+            if await in_thread(self.references.users, digest) or not still():
                 return False
             self.versions.pop(digest, None)
-            await _thread(self._remove, digest)
+            await in_thread(self._remove, digest)
             return True
 
     def _remove(self, digest: Digest) -> None:
@@ -169,18 +169,4 @@ class Shelf:
 
     async def _disk(self, work: Callable[..., T], *args: object) -> T:
         async with self._lock:
-            return await _thread(work, *args)
-
-
-async def _thread(work: Callable[..., T], *args: object) -> T:
-    """Run in a thread; when cancelled, wait for it, then be cancelled. Errors of the disk become ours."""
-    running = asyncio.ensure_future(asyncio.to_thread(work, *args))
-    try:
-        return await asyncio.shield(running)
-    except asyncio.CancelledError:
-        await asyncio.wait({running})
-        if not running.cancelled():
-            running.exception()  # seen, so that nobody complains that it was not
-        raise
-    except OSError as error:
-        raise disk_error(error, "the store's disk failed") from error
+            return await in_thread(work, *args)

@@ -74,7 +74,9 @@ class S3Source:
             async for page in self._client.get_paginator("list_objects_v2").paginate(
                 Bucket=uri.bucket, Prefix=uri.key, PaginationConfig={"PageSize": 1000}
             ):
-                found += [Listed(key=o["Key"], size=o["Size"], etag=_quoted(o["ETag"])) for o in page.get("Contents", ())]
+                found += [
+                    Listed(key=o["Key"], size=o["Size"], etag=_quoted(o["ETag"])) for o in page.get("Contents", ())
+                ]
                 if len(found) > MAX_OBJECTS:
                     raise Permanent(f"{cut(uri, 200)} has more than {MAX_OBJECTS} objects: name a longer prefix")
         return found
