@@ -7,7 +7,7 @@ priority. An endpoint's start is its due time less the time to fetch everything 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
 from agent.core.assignment import Assignment, EndpointWant, ImageWant, ModelWant, Window
@@ -172,7 +172,10 @@ def _pulls(rows: Iterable[_Row], inventory: Inventory, now: datetime) -> tuple[P
     steps: dict[ImageRef, PullStep] = {}
     for row in rows:
         for want in row.images if row.active else ():
-            if want.ref in steps or _backed_off(inventory.images.get(want.ref), now):
+            if _backed_off(inventory.images.get(want.ref), now):
+                continue
+            if before := steps.get(want.ref):
+                steps[want.ref] = replace(before, endpoints=(*before.endpoints, row.want.key))
                 continue
             steps[want.ref] = PullStep(
                 want=want,
@@ -191,7 +194,10 @@ def _hydrations(rows: Iterable[_Row], inventory: Inventory, now: datetime) -> tu
     for row in rows:
         for want in row.models if row.active else ():
             key = model_digest(want, inventory) or str(want.uri)
-            if key in steps or _backed_off(_model_state(want, inventory), now):
+            if _backed_off(_model_state(want, inventory), now):
+                continue
+            if before := steps.get(key):
+                steps[key] = replace(before, endpoints=(*before.endpoints, row.want.key))
                 continue
             steps[key] = HydrateStep(
                 want=want,

@@ -108,7 +108,7 @@ def test_a_truncated_model_file_takes_the_label_within_one_proof_cycle(warm: War
 
 
 def test_a_stopped_agent_loses_its_labels_within_sixty_seconds(warm: Warm) -> None:
-    pids = warm.bed.node_pids(warm.node, "agent")
+    pids = agent_pids(warm)
     assert pids
     since = time.monotonic()
     for pid in pids:
@@ -151,7 +151,7 @@ def test_with_the_planner_down_a_dead_agents_claims_go_when_it_returns(warm: War
     scale = ["-n", NAMESPACE, "scale", "deployment/prewarm-planner"]
     warm.bed.kubectl(*scale, "--replicas=0")
     wait_until(lambda: not planners(warm.bed), 60, "no planner runs")
-    pids = warm.bed.node_pids(warm.node, "agent")
+    pids = agent_pids(warm)
     for pid in pids:
         os.kill(pid, signal.SIGSTOP)
     try:
@@ -223,6 +223,12 @@ def agent_arguments(bed: Bed, arguments: list[str]) -> Iterator[None]:
         ]:
             if pod["spec"]["containers"][0]["args"] == arguments:
                 bed.api.delete(f"/api/v1/namespaces/{NAMESPACE}/pods/{pod['metadata']['name']}")
+
+
+def agent_pids(warm: Warm) -> list[int]:
+    """Pids of the agent on the warm node, as this machine counts them; not the planner's, which is the same program."""
+    found = warm.bed.node_pids(warm.node, "prewarm")
+    return [pid for pid in found if b"agent" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")]
 
 
 def is_crashing(bed: Bed, node: str) -> bool:

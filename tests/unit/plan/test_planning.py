@@ -89,7 +89,8 @@ def test_due_first_then_priority_and_a_waiting_pod_before_all() -> None:
 
 def test_a_model_that_two_endpoints_share_is_fetched_once() -> None:
     decided = plan(Assignment(endpoints=(endpoint("a"), endpoint("b"))), Inventory(), NOW, LIMITS)
-    assert len(decided.hydrations) == len(decided.pulls) == 1
+    assert [[k.name for k in s.endpoints] for s in decided.hydrations] == [["a", "b"]]
+    assert [[k.name for k in s.endpoints] for s in decided.pulls] == [["a", "b"]]
 
 
 def test_an_endpoint_without_a_window_is_idle_until_a_pod_waits() -> None:
