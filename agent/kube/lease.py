@@ -61,6 +61,7 @@ class LeaderElector:
                 log.warning("not leading any more", lease=self._name, error=str(lost.exceptions[0]))
             finally:
                 await self._release()
+            _raise_if_cancelled()
 
     async def _lead(self, on_lead: Callable[[], Awaitable[None]]) -> None:
         async with asyncio.TaskGroup() as tasks:
@@ -143,6 +144,13 @@ class LeaderElector:
                 self._seen = await self._api.replace(
                     LEASES, self._name, self._body(lease, release=True), namespace=self._namespace
                 )
+
+
+def _raise_if_cancelled() -> None:
+    """Pass on a cancellation that came together with the loss: before Python 3.13 a TaskGroup tells of the error alone."""
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
 
 
 def _micro_time(time: datetime) -> str:

@@ -98,6 +98,26 @@ def test_outage_for_all_ends_the_lead_and_it_comes_back() -> None:
     run_virtual(story())
 
 
+def test_cancelled_in_the_moment_of_loss_it_ends() -> None:
+    async def story(cancel_at: float | None) -> float:
+        one = Candidate(FakeApiServer(), "one")
+        if cancel_at is not None:
+            loop = asyncio.get_running_loop()
+            loop.call_at(
+                cancel_at, lambda: loop.call_soon(one.task.cancel)
+            )  # in the very turn in which the renewal gives up
+        await seconds(7)
+        one.api.down = True
+        await seconds(30)
+        if cancel_at is not None:
+            assert one.task.done()
+        await one.end()
+        return one.leads[-1][0]
+
+    lost_at = run_virtual(story(None))
+    assert run_virtual(story(lost_at)) == lost_at
+
+
 def test_lease_taken_by_hand_ends_the_lead() -> None:
     async def story() -> None:
         server = FakeApiServer()
