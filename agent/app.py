@@ -57,7 +57,8 @@ class Process:
         """Return why this process is not ready; empty when it is."""
         if not self.composed:
             return ["start: not composed yet"]
-        return what_is_red(self.heartbeat.ages_seconds(self.clock.monotonic()), self.withdrawal_waiting())
+        ages = self.heartbeat.ages_seconds(self.clock.monotonic())
+        return what_is_red(ages, self.withdrawal_waiting(), self.heartbeat.missed)
 
 
 def run_agent(settings: Settings) -> int:

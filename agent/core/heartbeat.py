@@ -15,6 +15,7 @@ class Heartbeat:
 
     def __init__(self, names: Iterable[str] = ()) -> None:
         self._beats: dict[str, float | None] = dict.fromkeys(names)
+        self._missed: dict[str, str] = {}
         self.begun = Latest(not self._beats)
 
     def expect(self, name: str) -> None:
@@ -25,7 +26,17 @@ class Heartbeat:
     def beat(self, name: str, monotonic: float) -> None:
         """Record that `name` completed a cycle at `monotonic`."""
         self._beats[name] = monotonic
+        self._missed.pop(name, None)
         self.begun.set(None not in self._beats.values())
+
+    def miss(self, name: str, reason: str) -> None:
+        """Say why a prover's cycle did not complete; forgotten at its next beat."""
+        self._missed[name] = reason
+
+    @property
+    def missed(self) -> dict[str, str]:
+        """Why each prover that is stuck is stuck, as far as it said."""
+        return dict(self._missed)
 
     def ages_seconds(self, monotonic: float) -> dict[str, float]:
         """Return how long ago each prover completed a cycle; infinity for never."""

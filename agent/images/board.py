@@ -65,7 +65,7 @@ class Board:
     def distrust(self, wants: Iterable[ImageWant], reason: str) -> None:
         """Withdraw all claims."""
         self._wants = {want.ref: want for want in wants}
-        self._withdraw(list(self._wants), Proof(reason=reason))
+        self._withdraw(list(self._wants), Proof(reason=reason, error=reason))
 
     def pulling(self, ref: ImageRef, progress: Bytes | None) -> None:
         """Note a running pull and how far it is; None when it has ended."""

@@ -21,12 +21,16 @@ _REMEMBERED = 256  # images whose parts are kept; some 30 kB each at 20 layers
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Proof:
-    """What was found about one image. `digest` is what the reference points to here, "" while absent."""
+    """What was found about one image. `digest` is what the reference points to here, "" while absent.
+
+    `error` says why nothing could be found out.
+    """
 
     level: ImageLevel = ImageLevel.ABSENT
     digest: str = ""
     size_bytes: int = 0
     reason: str = ""
+    error: str = ""
     moved: bool = False  # unpacked, but not the digest that is wanted
 
 

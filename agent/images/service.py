@@ -161,3 +161,5 @@ class ImageService:
         if self._away and not error:
             log.info("images can be proved again")
         self._away = str(error) if error else ""
+        if error:
+            self._heartbeat.miss(self.name, self._away)

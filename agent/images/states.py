@@ -70,6 +70,6 @@ def image_state(ref: ImageRef, proof: Proof, pulling: Bytes | None, failure: Fai
         total_bytes=total,
         busy=pulling is not None,
         reason=reason,
-        error=failed.error if failed else "",
+        error=failed.error if failed else proof.error,
         retry_at=failed.retry_at if failed and pulling is None else None,
     )

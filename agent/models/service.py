@@ -132,12 +132,14 @@ class ModelService:
                 taken = await in_thread(self._store.try_lock)
             except PrewarmError as error:
                 log.warning("cannot open the store", root=str(self._store.root), error=str(error))
+                self._heartbeat.miss(self.name, f"cannot open the store: {error}")
                 await self._clock.sleep(_DISK_SECONDS)
                 continue
             if taken:
                 return
             if not waiting:
                 log.info("another agent has the store; waiting for it to end", root=str(self._store.root))
+                self._heartbeat.miss(self.name, f"another agent has {self._store.root}; waiting for it to end")
                 waiting = True
             await self._clock.sleep(LOCK_SECONDS)
 
@@ -149,6 +151,7 @@ class ModelService:
                 break
             except Transient as error:
                 log.warning("cannot read the store", root=str(self._store.root), error=str(error))
+                self._heartbeat.miss(self.name, f"cannot read the store: {error}")
                 await self._clock.sleep(_DISK_SECONDS)
         for version in found.versions:
             self._board.committed(version, "found in the store and proved again")
@@ -173,6 +176,7 @@ class ModelService:
                     await self._forget_pods()
             except PrewarmError as error:
                 log.warning("the store could not be proved", error=str(error))
+                self._heartbeat.miss(self.name, f"the store could not be proved: {error}")
 
     def _withdraw(self, digest: Digest, why: str) -> None:
         log.warning("a committed version is broken", digest=digest, reason=why)

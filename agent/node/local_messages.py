@@ -96,7 +96,13 @@ def _items(assignment: Assignment, inventory: Inventory, now: datetime) -> Itera
         digest = model_digest(want, inventory)
         model = inventory.models.get(digest) if digest else None
         if model is None:
-            yield local_pb2.Item(ref=str(want.uri), level="absent", digest=digest or "", total_bytes=want.size_bytes)
+            yield local_pb2.Item(
+                ref=str(want.uri),
+                level="absent",
+                digest=digest or "",
+                total_bytes=want.size_bytes,
+                error=inventory.unresolved.get(str(want.uri), ""),
+            )
         else:
             yield local_pb2.Item(
                 ref=str(want.uri),

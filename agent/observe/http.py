@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
 from aiohttp import web
 from prometheus_client import CollectorRegistry
@@ -15,16 +16,23 @@ HEARTBEAT_SECONDS = 30.0  # a proof older than this proves nothing
 WITHDRAWAL_SECONDS = 5.0  # a withdrawal that waits longer has failed
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 GOODBYE_SECONDS = 1.0
+_NONE: Mapping[str, str] = MappingProxyType({})
 
 
-def what_is_red(ages_seconds: Mapping[str, float], withdrawal_waiting_seconds: float) -> list[str]:
-    """Return why this node may not be called ready, a sentence each; empty when all is well."""
+def what_is_red(
+    ages_seconds: Mapping[str, float], withdrawal_waiting_seconds: float, missed: Mapping[str, str] = _NONE
+) -> list[str]:
+    """Return why this node may not be called ready, a sentence each; empty when all is well.
+
+    `missed` tells what keeps a prover from completing a cycle.
+    """
     red = []
     for prover, age in sorted(ages_seconds.items()):
+        why = f": {missed[prover]}" if prover in missed else ""
         if age == float("inf"):
-            red.append(f"{prover}: has not completed a cycle yet")
+            red.append(f"{prover}: has not completed a cycle yet{why}")
         elif age >= HEARTBEAT_SECONDS:
-            red.append(f"{prover}: last completed a cycle {age:.0f} s ago")
+            red.append(f"{prover}: last completed a cycle {age:.0f} s ago{why}")
     if withdrawal_waiting_seconds > WITHDRAWAL_SECONDS:
         red.append(f"publisher: a withdrawal has waited for {withdrawal_waiting_seconds:.0f} s")
     return red

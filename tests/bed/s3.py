@@ -170,7 +170,7 @@ class S3Server(S3Client):
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory.resolve()  # versitygw changes its own directory
-        super().__init__(f"127.0.0.1:{_free_port()}", self._directory / "access.log")
+        super().__init__(f"127.0.0.1:{free_port()}", self._directory / "access.log")
         self._process: Process | None = None
 
     def start(self) -> Self:
@@ -221,7 +221,8 @@ def accepts(address: str) -> bool:
     return True
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of the loopback that nobody listens on now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
