@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -69,7 +69,8 @@ def observe_agents(
     """Return the state of each node's agent.
 
     The time without a Ready pod counts from when this process saw the last one, across replaced pods. A process that never
-    saw one takes the pods' own word for it, so that a new leader does not grant the grace period again.
+    saw one takes the pods' own word for it, so that a new leader does not grant the grace period again. An agent that was just
+    restarted has the whole period to become Ready: what it claims by then it has proved again.
     """
     by_node: defaultdict[str, list[PodView]] = defaultdict(list)
     for pod in pods:
@@ -106,14 +107,16 @@ def allowance(claiming: int, recent: Collection[datetime], brake: float, now: da
     return max(0, most - used)
 
 
-def _agent(pods: Iterable[PodView], before: AgentState | None, now: datetime) -> AgentState:
+def _agent(pods: Sequence[PodView], before: AgentState | None, now: datetime) -> AgentState:
     ready = [pod.condition("Ready") for pod in pods if pod.phase not in ("Failed", "Succeeded")]
     if any(c and c.status == "True" for c in ready):
         return AgentState()
     if before is not None:
-        return AgentState(unready_since=before.unready_since or now, exists=bool(ready))
-    told = [c.since for c in ready if c and c.since]
-    return AgentState(unready_since=min(max(told, default=now), now), exists=bool(ready))
+        since = before.unready_since or now
+    else:
+        since = max([c.since for c in ready if c and c.since], default=now)
+    running = [c.started_at for pod in pods for c in pod.containers if c.started_at]
+    return AgentState(unready_since=min(max(since, *running), now) if running else min(since, now), exists=bool(ready))
 
 
 def _node_reason(node: NodeView) -> tuple[str, str] | None:

@@ -9,7 +9,7 @@ import pytest
 
 from agent.fleet.stale import AgentState, Verdict, allowance, claims, judge, observe_agents
 from agent.fleet.withdraw import withdrawal
-from agent.kube.objects import Condition, NodeView, PodView
+from agent.kube.objects import Condition, ContainerStatusView, NodeView, PodView
 
 NOW = datetime(2026, 3, 2, 8, 0, tzinfo=UTC)
 GRACE = timedelta(seconds=20)
@@ -149,3 +149,18 @@ def test_withdrawal_takes_back_all_of_ours_and_nothing_else() -> None:
             ]
         },
     }
+
+
+def test_a_restarted_agent_has_the_whole_grace_period_to_become_ready() -> None:
+    """What it claims by then it has proved again; taking it back would make the label flap."""
+    restarted = ContainerStatusView(name="agent", restarts=1, started_at=NOW - timedelta(seconds=5))
+    pods = [pod("False", NOW - timedelta(seconds=70), containers=(restarted,))]
+    agents = observe_agents(["n1"], pods, seen(70), NOW)
+    assert reasons(judge([node()], agents, NOW, GRACE)) == {}
+    assert reasons(judge([node()], agents, NOW + timedelta(seconds=16), GRACE)) == {"n1": "AgentNotReady"}
+
+
+def test_a_stopped_agent_that_started_long_ago_gets_no_further_grace() -> None:
+    stopped = ContainerStatusView(name="agent", started_at=NOW - timedelta(hours=1))
+    agents = observe_agents(["n1"], [pod("False", containers=(stopped,))], seen(21), NOW)
+    assert reasons(judge([node()], agents, NOW, GRACE)) == {"n1": "AgentNotReady"}
