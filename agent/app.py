@@ -333,6 +333,7 @@ async def compose_planner(process: Process) -> None:
     from agent.fleet.fleet import Fleet
     from agent.images.registry import RegistryResolver
     from agent.kube.api import KubeApi
+    from agent.observe.planner import PlannerCollector, PlannerState
 
     settings = process.settings
     api = await KubeApi.connect(settings.kubeconfig)
@@ -340,9 +341,16 @@ async def compose_planner(process: Process) -> None:
     images = RegistryResolver(settings.registries)
     process.closing.push_async_callback(images.close)
     identity = os.environ.get("POD_NAME") or f"{os.uname().nodename}-{os.getpid()}"
-    process.services.append(
-        Fleet(api, settings, identity=identity, models=_Models(), images=images, clock=process.clock)
+    fleet = Fleet(api, settings, identity=identity, models=_Models(), images=images, clock=process.clock)
+    state = PlannerState(
+        leading=fleet.leading.get,
+        held=lambda: len(fleet.withdrawals.get().held or {}),
+        withdrawn=lambda: fleet.withdrawals.get().withdrawn_total,
+        written=lambda: fleet.publishing.get().writes_total,
+        unwritten=lambda: len(fleet.publishing.get().failing),
     )
+    PlannerCollector(state, process.registry)
+    process.services.append(fleet)
 
 
 class _Models:

@@ -92,8 +92,17 @@ STORE_CAPACITY = _gauge("prewarm_store_capacity_bytes", "Size of its file system
 HEARTBEAT_AGE = _gauge("prewarm_heartbeat_age_seconds", "Since a prover last completed a cycle", "prover")
 BUILD = _gauge("prewarm_build_info", "Always 1", "version")
 
+LEADING = _gauge("prewarm_planner_leading", "1 on the planner that leads, 0 on the others")
+HELD = _gauge(
+    "prewarm_planner_stale_nodes", "Nodes whose claims are stale and still stand: held by the brake, or a failed write"
+)
+WITHDRAWN = _counter("prewarm_planner_withdrawn_nodes_total", "Times the planner withdrew a node's claims")
+PUBLISHED = _counter("prewarm_planner_writes_total", "NodeWarmups written by the planner")
+UNPUBLISHED = _gauge("prewarm_planner_unwritten_nodes", "Nodes whose NodeWarmup could not be written")
+
 FED = (COLD_START_TOTAL, IMAGE_PULL, MODEL_LOAD, PULL_TRANSFER, PULLED_BYTES, HYDRATION, HYDRATED_BYTES, XIDS, API_WRITES,
        CLAIMS, WITHDRAWALS, WINDOW_LATENESS, WINDOWS_MISSED)  # fmt: skip
 READ = (ENDPOINT_READY, MODEL_BYTES, COMMITTED_BYTES, IMAGES, MODELS, GPU_VERDICT, GPUS, STORE_USED, STORE_FREE,
         STORE_CAPACITY, HEARTBEAT_AGE, BUILD)  # fmt: skip
-CATALOGUE: tuple[Metric, ...] = FED + READ
+PLANNER = (LEADING, HELD, WITHDRAWN, PUBLISHED, UNPUBLISHED)
+CATALOGUE: tuple[Metric, ...] = FED + READ + PLANNER

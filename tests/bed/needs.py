@@ -88,7 +88,9 @@ _CLUSTER = Need(
 )  # fmt: skip
 NEEDS = {
     "cluster": _CLUSTER,
-    "images": Need(packages=("buildah", "ca-certificates", "containerd", "docker-registry", "mmdebstrap", "runc", "zstd")),
+    "images": Need(
+        packages=("buildah", "ca-certificates", "containerd", "docker-registry", "mmdebstrap", "runc", "zstd")
+    ),
     "s3": Need(programs=("versitygw",), root=False),
     "gpu": Need(packages=("gcc", "libc6-dev")),
     "lazy": Need(

@@ -27,7 +27,7 @@ from agent.core.inventory import (
 )
 from agent.core.refs import Digest, EndpointKey, parse_image_ref, parse_model_uri
 from agent.observe.answers import counts_an_answer
-from agent.observe.catalogue import CATALOGUE, COLD_START_LABELS, Kind
+from agent.observe.catalogue import CATALOGUE, COLD_START_LABELS, FED, READ, Kind
 from agent.observe.counted import CountedWriter
 from agent.observe.http import parse_address, what_is_red
 from agent.observe.logging import setup_logging
@@ -47,6 +47,9 @@ def test_names_end_in_a_unit_or_total_and_have_our_prefix() -> None:
         "prewarm_models",
         "prewarm_gpus",
         "prewarm_gpu_verdict",
+        "prewarm_planner_leading",
+        "prewarm_planner_stale_nodes",
+        "prewarm_planner_unwritten_nodes",
     }
     contract = {"cold_start_total_seconds", "image_pull_seconds", "model_load_seconds"}
     for metric in CATALOGUE:
@@ -165,7 +168,7 @@ def test_everything_in_the_catalogue_is_exposed_and_nothing_else() -> None:
     empty = NodeState(assignment=lambda: None, inventory=Inventory, labels=dict, ages=dict, version="0")
     StateCollector(empty, registry)
     exposed = set(re.findall(r"^# TYPE (\S+)", generate_latest(registry).decode(), re.MULTILINE))
-    assert exposed == {m.name for m in CATALOGUE}
+    assert exposed == {m.name for m in FED + READ}
 
 
 @pytest.mark.parametrize(

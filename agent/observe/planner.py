@@ -1,0 +1,49 @@
+"""The planner's metrics, read from its reports when asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from agent.observe import catalogue
+from agent.observe.catalogue import Kind, Metric
+
+Family = GaugeMetricFamily | CounterMetricFamily
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannerState:
+    """Where the numbers come from; each callable is cheap and is called at every scrape."""
+
+    leading: Callable[[], bool]
+    held: Callable[[], int]
+    withdrawn: Callable[[], int]
+    written: Callable[[], int]
+    unwritten: Callable[[], int]
+
+
+class PlannerCollector(Collector):
+    """Prometheus collector over a PlannerState."""
+
+    def __init__(self, state: PlannerState, registry: CollectorRegistry) -> None:
+        self._state = state
+        registry.register(self)
+
+    def collect(self) -> Iterable[Family]:
+        """Yield every metric with its value now."""
+        state = self._state
+        yield _family(catalogue.LEADING, state.leading())
+        yield _family(catalogue.HELD, state.held())
+        yield _family(catalogue.WITHDRAWN, state.withdrawn())
+        yield _family(catalogue.PUBLISHED, state.written())
+        yield _family(catalogue.UNPUBLISHED, state.unwritten())
+
+
+def _family(metric: Metric, value: float) -> Family:
+    if metric.kind is Kind.COUNTER:
+        return CounterMetricFamily(metric.name.removesuffix("_total"), metric.help, value=float(value))
+    return GaugeMetricFamily(metric.name, metric.help, value=float(value))
