@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
 
-import yaml
-
+from agent.core.documents import load_document
 from agent.core.errors import Invalid, cut
 from agent.core.refs import ModelUri, parse_model_uri
 from agent.core.units import parse_duration, parse_size
@@ -238,8 +237,8 @@ def load_settings(flags: Namespace | None = None, environ: Mapping[str, str] | N
 
 def _read_file(path: str, mistakes: list[str]) -> Mapping[str, object]:
     try:
-        content = yaml.safe_load(Path(path).read_text()) or {}
-    except (OSError, yaml.YAMLError, ValueError) as error:  # ValueError: bytes or dates that are none
+        content = load_document(Path(path).read_text()) or {}
+    except (OSError, UnicodeDecodeError, Invalid) as error:
         mistakes.append(f"{path}: {cut(error)}")
         return {}
     if not isinstance(content, Mapping):

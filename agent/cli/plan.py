@@ -6,15 +6,15 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from agent.config import Settings, SourceRule, load_settings
 from agent.core.assignment import Assignment, EndpointWant, ImageWant, ModelWant, Workload
 from agent.core.assignment_json import format_time, parse_assignment, parse_time
+from agent.core.documents import load_documents
 from agent.core.errors import Invalid, cut
 from agent.core.inventory import Inventory
 from agent.core.refs import parse_model_source
@@ -70,12 +70,16 @@ def _read(path: str, settings: Settings, now: datetime) -> tuple[list[EndpointWa
         kind = document.get("kind", "")
         if kind in _WORKLOADS:
             workload = parse_workload(document)
+            workload = replace(workload, namespace=workload.namespace or "default")  # as kubectl takes it
             reading = read_endpoint(workload, _defaults(workload, settings))
             problems += [(f"{kind.lower()}/{workload.name}", problem) for problem in reading.problems]
             if reading.endpoint:
                 wants.append(_want(reading.endpoint, now))
         elif kind == "NodeWarmup" or "endpoints" in document:
-            wants += parse_assignment(document.get("spec", document)).endpoints
+            try:
+                wants += parse_assignment(document.get("spec", document)).endpoints
+            except Invalid as error:
+                raise Invalid(f"{path}: {error}") from error
         else:
             print(f"prewarm plan: skipped {cut(kind or 'a document without kind', 60)}", file=sys.stderr)
     return wants, problems
@@ -84,14 +88,19 @@ def _read(path: str, settings: Settings, now: datetime) -> tuple[list[EndpointWa
 def _documents(path: str) -> Iterator[Mapping[str, Any]]:
     try:
         text = sys.stdin.read() if path == "-" else Path(path).read_text()
-        found = list(yaml.safe_load_all(text))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        found = load_documents(text)
+    except (OSError, UnicodeDecodeError, Invalid) as error:
         raise Invalid(f"cannot read {path}: {cut(error)}") from error
     for document in found:
-        if isinstance(document, Mapping):
-            yield from document.get("items", [document]) if document.get("kind") == "List" else [document]
-        elif document is not None:
-            raise Invalid(f"{path}: expected a mapping, found {cut(document, 60)!r}")
+        is_list = isinstance(document, Mapping) and document.get("kind") == "List"
+        items = document.get("items") if isinstance(document, Mapping) and is_list else [document]
+        if not isinstance(items, list):
+            raise Invalid(f"{path}: the items of a List must be a list, found {cut(items, 60)!r}")
+        for item in items:
+            if isinstance(item, Mapping):
+                yield item
+            elif item is not None:
+                raise Invalid(f"{path}: expected a mapping, found {cut(item, 60)!r}")
 
 
 def _defaults(workload: WorkloadView, settings: Settings) -> DemandDefaults:

@@ -102,7 +102,16 @@ class KubeconfigCredentials:
             )
             self.server = found.host.rstrip("/")
             self.tls = await asyncio.to_thread(_tls, found) if self.server.startswith("https") else None
-        except (ConfigException, YAMLError, OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        except (
+            ConfigException,
+            YAMLError,
+            OSError,
+            ValueError,
+            TypeError,
+            KeyError,
+            AttributeError,
+            RecursionError,
+        ) as error:
             raise Invalid(f"cannot use kubeconfig {cut(self._path, 200)}: {cut(error, 200)}") from error
         self._authorization = await found.get_api_key_with_prefix("BearerToken")
 

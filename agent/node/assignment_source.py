@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import structlog
-import yaml
 
 from agent.core.assignment import KEEP_ASSIGNMENT, Assignment
 from agent.core.assignment_json import format_assignment, format_time, parse_assignment, parse_time
 from agent.core.clock import Clock
+from agent.core.documents import load_document
 from agent.core.errors import Invalid, cut
 from agent.core.latest import Latest, Signal
 
@@ -139,8 +139,8 @@ def read_plan(path: Path) -> Assignment:
         Invalid: it cannot be read; with the path of the first bad value.
     """
     try:
-        content = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        content = load_document(path.read_text())
+    except (OSError, UnicodeDecodeError, Invalid) as error:
         raise Invalid(f"cannot read the plan {path}: {cut(error)}") from error
     if not isinstance(content, Mapping):
         raise Invalid(f"the plan {path} must be a mapping with the key endpoints")

@@ -37,6 +37,7 @@ _PATIENCE_SECONDS = 3.0  # a pod may come a moment before the assignment that na
 _PROGRESS_SECONDS = 1.0
 _VIEW_SECONDS = 0.25  # a view follows its commit within moments; the disk tells no one
 _ASK_SECONDS = 10.0
+_SOCKET_PATH_BYTES = 107  # sun_path of unix(7)
 
 Send = Callable[[local_pb2.WaitProgress], Awaitable[None]]
 
@@ -115,9 +116,12 @@ class LocalApi:
         self._patience_seconds = patience_seconds
 
     async def run(self) -> None:
-        """Serve; on cancellation open calls end at once, and `prewarm wait` reconnects to the next agent."""
-        self._run_dir.mkdir(parents=True, exist_ok=True)
-        servers = [self._server("agent.sock", admin=False), self._server("admin.sock", admin=True)]
+        """Serve; on cancellation open calls end at once, and `prewarm wait` reconnects to the next agent.
+
+        Raises:
+            Invalid: the sockets cannot be made.
+        """
+        servers = self._bind()
         try:
             for server, name, mode in zip(servers, ("agent.sock", "admin.sock"), (0o666, 0o600), strict=True):
                 await server.start()
@@ -126,6 +130,15 @@ class LocalApi:
         finally:
             for server in servers:
                 await server.stop(grace=None)
+
+    def _bind(self) -> list[Any]:
+        if len(bytes(self._run_dir / "agent.sock")) > _SOCKET_PATH_BYTES:
+            raise Invalid(f"{self._run_dir} is too long a path for a socket (setting run_dir)")
+        try:
+            self._run_dir.mkdir(parents=True, exist_ok=True)
+            return [self._server("agent.sock", admin=False), self._server("admin.sock", admin=True)]
+        except (OSError, RuntimeError) as error:  # grpc says RuntimeError where it cannot bind
+            raise Invalid(f"cannot make sockets in {self._run_dir}: {cut(error)} (setting run_dir)") from error
 
     def _server(self, name: str, *, admin: bool) -> Any:
         path = self._run_dir / name

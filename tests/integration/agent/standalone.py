@@ -30,7 +30,8 @@ class Standalone:
     """An agent that can be started, killed and started again on the same root, run directory and port."""
 
     def __init__(self, directory: Path, environment: Mapping[str, str], settings: Mapping[str, object]) -> None:
-        self.root, self.run_dir, self.plan = directory / "root", directory / "run", directory / "plan.yaml"
+        self.root = Path(str(settings.get("root", directory / "root")))
+        self.run_dir, self.plan = directory / "run", directory / "plan.yaml"
         self.log_file = directory / "agent.log"
         self.port = free_port()
         self._environment = {**os.environ, **environment}
@@ -148,7 +149,9 @@ class Status:
     told: dict[str, Any]
 
     def endpoint(self, name: str = "chat") -> dict[str, Any]:
-        return next((e for e in self.told["endpoints"] if e["endpoint"] == f"{NAMESPACE}.{name}"), {})
+        return next(
+            (e for e in self.told["endpoints"] if e["endpoint"] == f"{NAMESPACE}.{name}"), {"stage": "unassigned"}
+        )
 
     def ready(self, name: str = "chat") -> bool:
         return bool(self.told["labels"].get(endpoint_label(NAMESPACE, name)) == READY)

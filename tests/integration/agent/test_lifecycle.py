@@ -109,4 +109,4 @@ def test_a_bad_edit_later_leaves_the_old_plan_standing(agent: Standalone, weight
     assert agent.wait_ready(seconds=5).endpoint()["stage"] == status.endpoint()["stage"]
 
     agent.write_plan({"other": [weights.uri("llm")]})
-    assert agent.wait_ready("other", seconds=15).endpoint("chat") == {}
+    assert agent.wait_ready("other", seconds=15).endpoint("chat")["stage"] == "unassigned"
