@@ -18,6 +18,7 @@ from datetime import datetime, timedelta
 from agent.core.names import ANNOTATION_BOOT_ID, CONDITION_CACHE, CONDITION_GPU, ENDPOINT_PREFIX, LABEL_GPU
 from agent.kube.objects import NodeView, PodView
 
+RESTART = timedelta(seconds=15)  # an agent proves standing claims again within 10 s, and is probed every 5 s
 BRAKE_WINDOW = timedelta(minutes=1)
 _CONDITIONS = (CONDITION_GPU, CONDITION_CACHE)
 
@@ -33,10 +34,14 @@ class Stale:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AgentState:
-    """A node's agent: since when no pod of it has been Ready (None while one is), and whether there is a pod at all."""
+    """A node's agent: since when no pod of it has been Ready (None while one is), and whether there is a pod at all.
+
+    `started_at` is when its container was started, if that runs now.
+    """
 
     unready_since: datetime | None = None
     exists: bool = True
+    started_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,9 +74,7 @@ def observe_agents(
     """Return the state of each node's agent.
 
     The time without a Ready pod counts from when this process saw the last one, across replaced pods. A process that never
-    saw one takes the pods' own word for it, so that a new leader does not grant the grace period again. An agent that was just
-    restarted has the whole period to become Ready: what it claims by then it has proved again.
-    """
+    saw one takes the pods' own word for it, so that a new leader does not grant the grace period again."""
     by_node: defaultdict[str, list[PodView]] = defaultdict(list)
     for pod in pods:
         by_node[pod.node].append(pod)
@@ -85,7 +88,7 @@ def judge(nodes: Iterable[NodeView], agents: Mapping[str, AgentState], now: date
     for node in sorted(claiming, key=lambda n: n.name):
         agent = agents.get(node.name, AgentState())
         found = _node_reason(node)
-        ends = agent.unready_since + grace if agent.unready_since else None
+        ends = _grace_ends(agent, grace)
         if not found and ends and ends <= now:
             found = _agent_reason(agent, now)
         elif not found and ends:
@@ -107,6 +110,18 @@ def allowance(claiming: int, recent: Collection[datetime], brake: float, now: da
     return max(0, most - used)
 
 
+def _grace_ends(agent: AgentState, grace: timedelta) -> datetime | None:
+    """Return when an agent's time without a Ready pod is over.
+
+    One that was just started has RESTART to become Ready, whatever was before: what it claims by then it has proved again. A
+    crash loop gains nothing by it, for between its starts nothing runs.
+    """
+    if agent.unready_since is None:
+        return None
+    ends = agent.unready_since + grace
+    return max(ends, agent.started_at + RESTART) if agent.started_at else ends
+
+
 def _agent(pods: Sequence[PodView], before: AgentState | None, now: datetime) -> AgentState:
     ready = [pod.condition("Ready") for pod in pods if pod.phase not in ("Failed", "Succeeded")]
     if any(c and c.status == "True" for c in ready):
@@ -115,8 +130,8 @@ def _agent(pods: Sequence[PodView], before: AgentState | None, now: datetime) ->
         since = before.unready_since or now
     else:
         since = max([c.since for c in ready if c and c.since], default=now)
-    running = [c.started_at for pod in pods for c in pod.containers if c.started_at]
-    return AgentState(unready_since=min(max(since, *running), now) if running else min(since, now), exists=bool(ready))
+    started = max([c.started_at for pod in pods for c in pod.containers if c.started_at], default=None)
+    return AgentState(unready_since=min(since, now), exists=bool(ready), started_at=started)
 
 
 def _node_reason(node: NodeView) -> tuple[str, str] | None:

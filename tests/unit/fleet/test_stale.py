@@ -151,13 +151,20 @@ def test_withdrawal_takes_back_all_of_ours_and_nothing_else() -> None:
     }
 
 
-def test_a_restarted_agent_has_the_whole_grace_period_to_become_ready() -> None:
+def test_a_restarted_agent_has_fifteen_seconds_to_become_ready() -> None:
     """What it claims by then it has proved again; taking it back would make the label flap."""
     restarted = ContainerStatusView(name="agent", restarts=1, started_at=NOW - timedelta(seconds=5))
     pods = [pod("False", NOW - timedelta(seconds=70), containers=(restarted,))]
     agents = observe_agents(["n1"], pods, seen(70), NOW)
-    assert reasons(judge([node()], agents, NOW, GRACE)) == {}
-    assert reasons(judge([node()], agents, NOW + timedelta(seconds=16), GRACE)) == {"n1": "AgentNotReady"}
+    verdict = judge([node()], agents, NOW, GRACE)
+    assert (reasons(verdict), verdict.wake_at) == ({}, NOW + timedelta(seconds=10))
+    assert reasons(judge([node()], agents, NOW + timedelta(seconds=10), GRACE)) == {"n1": "AgentNotReady"}
+
+
+def test_a_crash_loop_gains_nothing_by_its_starts() -> None:
+    crashed = ContainerStatusView(name="agent", restarts=3)  # waiting: nothing runs
+    agents = observe_agents(["n1"], [pod("False", containers=(crashed,))], seen(21), NOW)
+    assert reasons(judge([node()], agents, NOW, GRACE)) == {"n1": "AgentNotReady"}
 
 
 def test_a_stopped_agent_that_started_long_ago_gets_no_further_grace() -> None:
