@@ -74,7 +74,8 @@ def observe_agents(
     """Return the state of each node's agent.
 
     The time without a Ready pod counts from when this process saw the last one, across replaced pods. A process that never
-    saw one takes the pods' own word for it, so that a new leader does not grant the grace period again."""
+    saw one takes the pods' own word for it, so that a new leader does not grant the grace period again.
+    """
     by_node: defaultdict[str, list[PodView]] = defaultdict(list)
     for pod in pods:
         by_node[pod.node].append(pod)
