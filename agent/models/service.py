@@ -27,6 +27,7 @@ from agent.models.board import Board
 from agent.models.engine import Engine
 from agent.models.eviction import Eviction, Sandboxes
 from agent.models.hydration import Hydration, OpenSource
+from agent.models.memory import give_back
 from agent.models.shelf import Shelf
 from agent.models.source import open_source
 from agent.models.store import Store
@@ -227,6 +228,7 @@ class ModelService:
                 if not running.done() and self._must_yield(step):
                     running.cancel()
                     await asyncio.wait({running})
+            give_back()
 
     def _next(self) -> HydrateStep | None:
         """Return the step to run now: the first that a pod waits for, else the first, of those not backed off."""
