@@ -44,7 +44,7 @@ bench-coldstart: setup ## cold against warm on the bed, five alternating rounds
 	$(RUN)python -m bench.coldstart
 
 bench-idle: setup ## what the agent costs when nothing happens
-	@$(PYTHON) -m tests.bed.provision --s3 --gpu --images
+	@$(PYTHON) -m tests.bed.provision --cluster --s3 --gpu --images
 	$(RUN)python -m bench.idle
 
 image: setup ## build the container image with buildah

@@ -194,7 +194,7 @@ def image_environment() -> dict[str, str]:
 def world(work: Path, *, alone: bool) -> Iterator[World]:
     """The most real world that can be had here."""
     why = "--alone" if alone else needs.why_not("cluster")
-    with idle_worlds.alone(work, why) if why else idle_worlds.cluster() as found:
+    with idle_worlds.alone(work, why) if why else idle_worlds.cluster(work) as found:
         yield found
 
 
@@ -230,7 +230,7 @@ class Bench:
         if gpus:
             control = nvml.Control(self._work / "nvml", gpus=gpus)
             environment |= control.environment(nvml.build(ROOT / ".cache" / "nvml"))
-        command = [str(PREWARM), "agent", *(f"--{name}={value}" for name, value in flags.items())]
+        command = [*self._world.wrapper, str(PREWARM), "agent", *(f"--{name}={value}" for name, value in flags.items())]
         with (self._work / "agent.log").open("ab") as log:
             process = subprocess.Popen(command, env=environment, cwd=self._work, stdout=log, stderr=log)
         try:

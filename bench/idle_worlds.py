@@ -18,6 +18,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from agent.core.assignment_json import format_time
+from agent.kube.credentials import SERVICE_ACCOUNT
 from bench.demo import running, s3_environment
 from tests.bed import Bed, needs
 from tests.bed.bed import PROJECT
@@ -47,14 +48,16 @@ class World:
     told: str
     flags: Mapping[str, str]
     environment: Mapping[str, str]
+    wrapper: Sequence[str] = ()  # what runs the command; becomes it by exec
     lacking: Sequence[str] = ()
 
 
 @contextlib.contextmanager
-def cluster() -> Iterator[World]:
+def cluster(work: Path) -> Iterator[World]:
     """A bed with one node."""
     with Bed(PROJECT / ".cache" / f"bed-idle-{os.getpid()}", 1, fast_eviction=False) as bed:
-        bed.kubectl("apply", "-f", str(PROJECT / "deploy" / "crd.yaml"))
+        for manifest in ("namespace", "crd", "rbac"):
+            bed.kubectl("apply", "-f", str(PROJECT / "deploy" / f"{manifest}.yaml"))
         bed.kubectl("wait", "--for=condition=Established", "crd/nodewarmups.prewarm.dev", "--timeout=30s")
         put_models(bed.s3)
         images = push_images(Registry(bed.registry_address), "registry.bed")
@@ -70,14 +73,29 @@ def cluster() -> Iterator[World]:
         yield World(
             told="Kubernetes API server, kubelet and containerd of the bed, the assignment from a NodeWarmup",
             flags={
-                "kubeconfig": str(bed.kubeconfig),
                 "node-name": NODE,
                 "boot-id-file": str(bed.disk(NODE) / "boot_id"),
                 "containerd": f"/proc/{inside}/root/run/containerd/containerd.sock",
                 "sources": "*=s3://models/",
             },
-            environment=environment,
+            environment=environment
+            | {"KUBERNETES_SERVICE_HOST": bed.control_address, "KUBERNETES_SERVICE_PORT": "443"},
+            wrapper=with_service_account(bed, work / "account"),
         )
+
+
+def with_service_account(bed: Bed, directory: Path) -> list[str]:
+    """Lay the agent's account out as the kubelet does, and return the words that run a command which finds it.
+
+    A kubeconfig would do, but reading one takes the kubernetes client: 17 MB that no agent in a pod has.
+    """
+    directory.mkdir()
+    token = bed.kubectl("create", "token", "prewarm-agent", "-n", "prewarm", "--duration=24h")
+    (directory / "token").write_text(token)
+    (directory / "ca.crt").write_bytes((bed.work / "pki" / "ca.crt").read_bytes())
+    # A /run of its own: no mount point is left behind on this machine.
+    script = 'mount -t tmpfs run /run && mkdir -p "$0" && mount --bind "$1" "$0" && shift && exec "$@"'
+    return ["unshare", "--mount", "sh", "-c", script, str(SERVICE_ACCOUNT.resolve()), str(directory)]
 
 
 @contextlib.contextmanager
