@@ -71,7 +71,7 @@ class Withdrawer:
         self._api, self._sources, self._report, self._clock = api, sources, report, clock
         self._grace, self._brake = grace, brake
         self._agents: Mapping[str, AgentState] = {}
-        self._recent: list[datetime] = []
+        self._recent: dict[str, datetime] = {}  # by node: one that is withdrawn again is not one more
         self._written: dict[str, tuple[NodeView, float]] = {}
         self._calm = Backoff(base_seconds=0.5, cap_seconds=5)
         self._backoff = self._calm
@@ -103,13 +103,15 @@ class Withdrawer:
         now = self._clock.now()
         self._agents = observe_agents(nodes.items, agents.items.values(), self._agents, now)
         verdict = judge(self._unwritten(nodes.items), self._agents, now, self._grace)
-        self._recent = [at for at in self._recent if now - BRAKE_WINDOW < at]
-        allowed = allowance(verdict.claiming, self._recent, self._brake, now)
-        done = await self._withdraw([(nodes.items[s.node], s) for s in verdict.stale[:allowed]])
+        self._recent = {name: at for name, at in self._recent.items() if now - BRAKE_WINDOW < at}
+        fresh = [s for s in verdict.stale if s.node not in self._recent]
+        let = fresh[: allowance(verdict.claiming, self._recent.values(), self._brake, now)]
+        let += [s for s in verdict.stale if s.node in self._recent]
+        done = await self._withdraw([(nodes.items[s.node], s) for s in let])
         held = {s.node: s.message for s in verdict.stale if s.node not in done}
         self._tell(held, len(done), verdict.claiming)
         self.swept.set()
-        return self._wait(verdict, failed=len(done) < min(allowed, len(verdict.stale)), braked=bool(held))
+        return self._wait(verdict, failed=len(done) < len(let), braked=bool(held))
 
     def _wait(self, verdict: Verdict, *, failed: bool, braked: bool) -> float | None:
         now = self._clock.now()
@@ -120,7 +122,7 @@ class Withdrawer:
         else:
             self._backoff = self._calm
         if braked and self._recent:
-            waits.append((min(self._recent) + BRAKE_WINDOW - now).total_seconds())
+            waits.append((min(self._recent.values()) + BRAKE_WINDOW - now).total_seconds())
         return max(0.05, min(waits)) if waits else None
 
     def _unwritten(self, nodes: Mapping[str, NodeView]) -> list[NodeView]:
@@ -156,7 +158,7 @@ class Withdrawer:
         except (Transient, Permanent) as error:
             log.warning("cannot withdraw claims", node=node.name, error=str(error))
             return False
-        self._recent.append(now)
+        self._recent[node.name] = now
         self._written[node.name] = (node, self._clock.monotonic() + _SEEN_SECONDS)
         log.warning("claims withdrawn", node=node.name, why=stale.reason, reason=stale.message)
         return True

@@ -319,3 +319,23 @@ def test_failed_withdrawal_is_tried_again_soon() -> None:
         await fleet.end()
 
     run_virtual(story())
+
+
+def test_the_brake_counts_nodes_so_one_that_fails_again_is_withdrawn_at_once() -> None:
+    async def story() -> None:
+        fleet = Fleet()
+        for name in ("n1", "n2"):
+            await fleet.node(name)
+            await fleet.agent(name)
+        fleet.start(withdraw=True)
+        await asyncio.sleep(5)
+        for _ in range(2):
+            await fleet.node("n1", ready="False")
+            await asyncio.sleep(1)
+            assert fleet.claims() == {"n2"}
+            await fleet.node("n1")  # it is back, and claims again
+            await asyncio.sleep(1)
+            assert fleet.claims() == {"n1", "n2"}
+        await fleet.end()
+
+    run_virtual(story())
