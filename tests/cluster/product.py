@@ -69,12 +69,16 @@ class Product:
         )
 
     def agent_pod(self, node: str) -> Object:
-        """The agent's pod on a node."""
-        found = self.bed.api.get(f"/api/v1/namespaces/{NAMESPACE}/pods?labelSelector=app.kubernetes.io/component=agent")
-        pods: list[Object] = [
-            p for p in found["items"] if p["spec"].get("nodeName") == node and "deletionTimestamp" not in p["metadata"]
-        ]
-        return pods[0]
+        """The agent's pod on a node; waits for one where it is being replaced."""
+        path = f"/api/v1/namespaces/{NAMESPACE}/pods?labelSelector=app.kubernetes.io/component=agent"
+
+        def on_node() -> Object | None:
+            pods = self.bed.api.get(path)["items"]
+            mine = (p for p in pods if p["spec"].get("nodeName") == node and "deletionTimestamp" not in p["metadata"])
+            return next(mine, None)
+
+        found: Object = wait_until(on_node, 60, f"an agent's pod on {node}")
+        return found
 
     def agent_log(self, node: str) -> str:
         """What the agent on a node has logged, read from the node's disk (works with the API server down)."""
