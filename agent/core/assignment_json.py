@@ -15,6 +15,7 @@ from agent.core.refs import endpoint_key, parse_digest, parse_image_ref, parse_m
 
 T = TypeVar("T")
 Json = Mapping[str, object]
+_MAX_NUMBER = 2**63 - 1  # the API's int64
 
 
 def parse_assignment(spec: object, *, node: str = "", generation: int = 0, uid: str = "") -> Assignment:
@@ -190,7 +191,7 @@ def _text(item: Json, key: str, where: str, *, required: bool = False) -> str:
 
 def _number(item: Json, key: str, where: str, *, default: int = 0) -> int:
     value = item.get(key, default)
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= _MAX_NUMBER:
         raise Invalid(f"{where}.{key}: expected a whole number, found {cut(value, 60)!r}")
     return value
 

@@ -189,7 +189,7 @@ def _container(item: Json) -> ContainerView:
         image=_text(item, "image"),
         ports=tuple(_whole(p, "containerPort") for p in _maps(item, "ports")),
         has_readiness_probe=bool(_map(item, "readinessProbe")),
-        gpus=int(gpus) if str(gpus).isascii() and str(gpus).isdigit() else 0,
+        gpus=int(gpus) if str(gpus).isascii() and str(gpus).isdigit() and len(str(gpus)) <= 18 else 0,
     )
 
 
@@ -254,6 +254,6 @@ def _whole(item: Json, key: str) -> int:
 def _time(item: Json, key: str) -> datetime | None:
     try:
         found = datetime.fromisoformat(_text(item, key))
-    except ValueError:
+        return found.astimezone(UTC) if found.tzinfo else found.replace(tzinfo=UTC)
+    except (ValueError, OverflowError):
         return None
-    return found.astimezone(UTC) if found.tzinfo else found.replace(tzinfo=UTC)

@@ -39,7 +39,7 @@ class KeptAssignment:
             )
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, KeyError, TypeError, Invalid) as error:
+        except (OSError, ValueError, OverflowError, RecursionError, KeyError, TypeError, Invalid) as error:
             log.warning("kept assignment cannot be read", path=str(self._path), error=cut(error))
             return None
         age = self._clock.now() - at

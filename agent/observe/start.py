@@ -132,7 +132,7 @@ def metrics_targets(pod: PodView, want: EndpointWant | None, container: str) -> 
     if not slash:
         port = pod.annotations.get("prometheus.io/port", "")
         path = pod.annotations.get("prometheus.io/path", "").removeprefix("/") or "metrics"
-    if port.isascii() and port.isdigit() and 0 < int(port[:6]) < 65536:
+    if port.isascii() and port.isdigit() and len(port) <= 5 and 0 < int(port) < 65536:
         return ((int(port), f"/{path[:256]}"),)
     ports = next((c.ports for c in pod.spec.containers if c.name == container), ())
     return tuple((each, "/metrics") for each in ports[:4])

@@ -17,6 +17,8 @@ from agent.core.units import format_duration, format_size
 from agent.plan.decision import EndpointPlan, EvictStep, HydrateStep, NodePlan, PullStep, Stage, ViewWant
 
 _FAR = datetime.max.replace(tzinfo=UTC)
+_LONG_AGO = datetime.min.replace(tzinfo=UTC)
+_LONGEST_SECONDS = 366 * 86400.0  # a fetch that takes longer than any window is known ahead starts now in any case
 _ASSUMED_IMAGE_BYTES = 2_000_000_000  # an image's size is unknown before its manifest is here: a mid-size serving image
 
 
@@ -96,7 +98,7 @@ def _rows(assignment: Assignment, inventory: Inventory, now: datetime, limits: L
         missing = sum(_image_bytes(i, inventory) for i in images) + sum(_model_bytes(m, inventory) for m in models)
         ahead += missing
         window = want.next_window(now)
-        start = window.ready_by - timedelta(seconds=ahead / rate) - limits.warm_ahead if window else None
+        start = _start(window, ahead / rate, limits) if window else None
         waiting = want.key in inventory.waiting
         fit = inventory.gpu.verdict is not GpuVerdict.UNHEALTHY or want.gpus == 0
         active = fit and (waiting or (start is not None and start <= now))
@@ -112,6 +114,14 @@ def _rows(assignment: Assignment, inventory: Inventory, now: datetime, limits: L
             missing_bytes=missing,
         )
         yield _Row(want=want, images=images, models=models, waiting=waiting, active=active, told=told)
+
+
+def _start(window: Window, fetch_seconds: float, limits: Limits) -> datetime:
+    """Return the latest safe start. A download that stalls has a rate near 0: then everything starts now."""
+    try:
+        return window.ready_by - timedelta(seconds=min(fetch_seconds, _LONGEST_SECONDS)) - limits.warm_ahead
+    except OverflowError:  # due in the first days of the calendar
+        return _LONG_AGO
 
 
 def _urgency(want: EndpointWant, inventory: Inventory, now: datetime) -> tuple[bool, datetime, int, EndpointKey]:

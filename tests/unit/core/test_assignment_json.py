@@ -79,6 +79,7 @@ def test_windows_come_sorted() -> None:
         (spec(priority=-1), "spec.endpoints[0].priority: expected a whole number"),
         (spec(priority=True), "spec.endpoints[0].priority"),
         (spec(gpus=1.5), "spec.endpoints[0].gpus"),
+        (spec(models=[{"uri": "s3://models/x", "sizeBytes": 2**63}]), "spec.endpoints[0].models[0].sizeBytes"),
         (spec(workload="x"), "spec.endpoints[0].workload: expected a mapping"),
         (spec(container="a\nb"), "spec.endpoints[0].container: expected text"),
         (spec(images=["UPPER:"]), "spec.endpoints[0].images[0]: image"),

@@ -242,7 +242,9 @@ def test_event_lease_and_runtime_class() -> None:
     assert parse_runtime_class({"metadata": {"name": "nvidia"}, "handler": "nvidia-cdi"}).handler == "nvidia-cdi"
 
 
-@pytest.mark.parametrize("odd", [None, 7, "text", [1], {"labels": 3}, {"conditions": [None, "x"], "taints": {}}])
+@pytest.mark.parametrize(
+    "odd", [None, 7, "text", "0001-01-01T00:00:00+14:00", [1], {"labels": 3}, {"conditions": [None, "x"], "taints": {}}]
+)
 def test_fields_of_the_wrong_type_count_as_absent(odd: object) -> None:
     broken = {"metadata": {"name": "n", "labels": odd, "creationTimestamp": odd}, "spec": odd, "status": odd}
     assert parse_node(broken) == NodeView(name="n", labels=parse_node(broken).labels)

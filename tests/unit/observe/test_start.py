@@ -246,8 +246,9 @@ def test_metrics_are_found_by_want_then_annotation_then_ports() -> None:
     assert metrics_targets(annotated, replace(WANT, metrics="8002/metrics"), "server") == ((8002, "/metrics"),)
     assert metrics_targets(annotated, WANT, "server") == ((9000, "/stats"),)
     assert metrics_targets(pod(), WANT, "server") == ((8000, "/metrics"),)
-    bad = replace(pod(), annotations={"prometheus.io/port": "99999999999"})
-    assert metrics_targets(bad, None, "server") == ((8000, "/metrics"),)
+    for port in ("99999999999", "0", "000001" + "9" * 5000, "9" * 5000, "٣"):
+        bad = replace(pod(), annotations={"prometheus.io/port": port})
+        assert metrics_targets(bad, None, "server") == ((8000, "/metrics"),)
 
 
 def test_a_pod_that_already_ran_is_not_measured() -> None:

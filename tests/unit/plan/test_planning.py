@@ -157,3 +157,14 @@ def test_a_want_without_version_is_warm_once_the_agent_resolved_and_committed_it
     want = endpoint(images=(), models=(model(None),))
     inventory = Inventory(resolved={str(model().uri): A}, models=committed())
     assert plan(Assignment(endpoints=(want,)), inventory, NOW, LIMITS).endpoints[0].stage is Stage.READY
+
+
+def test_a_stalled_download_and_odd_times_start_everything_now_and_break_nothing() -> None:
+    stalled = ModelState(
+        digest=A, level=ModelLevel.PARTIAL, done_bytes=1, total_bytes=10**10, busy=True, rate_bytes_per_second=1e-9
+    )
+    decided = plan(Assignment(endpoints=(endpoint(),)), Inventory(models={A: stalled}), NOW, LIMITS)
+    assert [s.want for s in decided.hydrations] == [model()]
+    dawn = Window(ready_by=datetime(1, 1, 1, tzinfo=UTC), until=NOW + timedelta(hours=1))
+    decided = plan(Assignment(endpoints=(endpoint(windows=(dawn,)),)), Inventory(), NOW, LIMITS)
+    assert [s.want for s in decided.hydrations] == [model()]
