@@ -294,7 +294,7 @@ def report(idles: list[Idle], starts: list[tuple[float, float]], seconds: float)
     """Print the table; 0 if every target is met."""
     rows = []
     for idle in idles:
-        on = f"{idle.gpus} GPUs"
+        on = f"{idle.gpus} GPUs, {'restarted' if idle.gpus else 'after downloads'}"
         rows.append(
             Target(what=f"CPU, {on}", measured=idle.cpu_percent, below=0.5 if idle.gpus else 0.2, form="{:.3f} %")
         )
@@ -304,10 +304,10 @@ def report(idles: list[Idle], starts: list[tuple[float, float]], seconds: float)
     for index, (what, below) in enumerate((("exec -> /livez", 1.5), ("exec -> /readyz", 10.0))):
         median = statistics.median(start[index] for start in starts)
         rows.append(Target(what=f"{what}, median of {len(starts)}", measured=median, below=below, form="{:.2f} s"))
-    print(f"\n{'over ' + format(seconds, 'g') + ' s':42}{'measured':>12}{'target':>14}")
+    print(f"\n{'over ' + format(seconds, 'g') + ' s':56}{'measured':>12}{'target':>14}")
     for row in rows:
         target = f"< {row.form.format(row.below)}" if row.below != 1 else "0"
-        print(f"{row.what:42}{row.form.format(row.measured):>12}{target:>14}  {'met' if row.met else 'MISSED'}")
+        print(f"{row.what:56}{row.form.format(row.measured):>12}{target:>14}  {'met' if row.met else 'MISSED'}")
     print("\nbeside it (no target)")
     for idle in idles:
         print(

@@ -134,7 +134,8 @@ def own_containerd(work: Path) -> Iterator[tuple[str, list[Spec]]]:
         f'[plugins."io.containerd.grpc.v1.cri".cni]\nbin_dir = "{root}/cni"\nconf_dir = "{root}/cni"\n'
     )
     with real_registry(work) as registry:
-        hosts.write_text(f'server = "http://{registry.host}:{registry.port}"\n')
+        url = f"http://{registry.host}:{registry.port}"
+        hosts.write_text(f'server = "{url}"\n[host."{url}"]\n')
         images = push_images(registry, HOST)
         with running(["containerd", "-c", f"{work}/containerd.toml"], os.environ, work / "containerd.log"):
             deadline = time.monotonic() + 30

@@ -44,11 +44,10 @@ def _waited_seconds(pid: int) -> float:
 
 def memory(pid: int) -> Memory:
     """Memory of a process and its living descendants, shared pages counted once."""
-    rows = [row for each in descendants(pid) if (row := _rollup(each))]
-    # A child shares only with its parent what it shares; its private pages come on top of all that the parent holds.
-    alone = max(row["Rss"] for row in rows) + sum(r["Private_Clean"] + r["Private_Dirty"] for r in rows)
-    alone -= max(rows, key=lambda r: r["Rss"])["Private_Clean"] + max(rows, key=lambda r: r["Rss"])["Private_Dirty"]
-    return Memory(pss=sum(row["Pss"] for row in rows), alone=alone, processes=len(rows))
+    rows = sorted((row for each in descendants(pid) if (row := _rollup(each))), key=lambda row: row["Rss"])
+    # What a child shares it shares with its parent, the largest; its private pages come on top of all the parent holds.
+    private = sum(row["Private_Clean"] + row["Private_Dirty"] for row in rows[:-1])
+    return Memory(pss=sum(row["Pss"] for row in rows), alone=rows[-1]["Rss"] + private, processes=len(rows))
 
 
 def _rollup(pid: int) -> dict[str, int]:
