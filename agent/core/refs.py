@@ -20,7 +20,10 @@ _MODEL_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._\-]{0,61}[A-Za-z0-9])?")
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _REPOSITORY = re.compile(r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*)*")
 _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,127}")
-_HOST = re.compile(r"(?:[A-Za-z0-9](?:[A-Za-z0-9\-.]*[A-Za-z0-9])?|\[[0-9a-fA-F:]+\])(?::\d{1,5})?")
+_DNS_LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9\-]{0,61}[A-Za-z0-9])?"
+_HOST = re.compile(rf"(?:{_DNS_LABEL}(?:\.{_DNS_LABEL})*|\[[0-9a-fA-F:]{{2,39}}\])(?::[0-9]{{1,5}})?")
+_MAX_HOST = 259  # a DNS name of 253 and a port: it becomes a file name and is looked up
+_MAX_URI_BYTES = 2048
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
@@ -90,8 +93,8 @@ def parse_model_uri(text: str) -> ModelUri:
     what = f"model uri {cut(text, 200)!r}"
     if not text.startswith("s3://"):
         raise Invalid(f"{what} does not start with s3://")
-    if any(not c.isprintable() for c in text) or len(text.encode()) > 2048:
-        raise Invalid(f"{what} has control characters or is longer than 2048 bytes")
+    if any(not c.isprintable() for c in text) or len(text.encode()) > _MAX_URI_BYTES:
+        raise Invalid(f"{what} has control characters or is longer than {_MAX_URI_BYTES} bytes")
     try:
         parts = urlsplit(text)
     except ValueError as error:
@@ -115,6 +118,8 @@ def parse_model_uri(text: str) -> ModelUri:
         include=tuple(query["include"]),
         exclude=tuple(query["exclude"]),
     )
+    if len(str(uri).encode()) > _MAX_URI_BYTES:  # what is stored must be read again
+        raise Invalid(f"{what} is longer than {_MAX_URI_BYTES} bytes with its filters escaped")
     if len(query["versionId"]) > 1 or (uri.version_id and uri.is_prefix):
         raise Invalid(f"{what}: versionId= goes with one object, not with a prefix")
     return uri
@@ -176,7 +181,7 @@ def parse_image_ref(text: str) -> ImageRef:
         host, remainder = "docker.io", rest
     if host in ("docker.io", "index.docker.io"):
         host, remainder = "docker.io", remainder if "/" in remainder else f"library/{remainder}"
-    if not _HOST.fullmatch(host):
+    if not _HOST.fullmatch(host) or len(host) > _MAX_HOST:
         raise Invalid(f"{what} has no valid registry host")
     repository, colon, tag = remainder.partition(":")
     if not _REPOSITORY.fullmatch(repository) or len(repository) > 255:

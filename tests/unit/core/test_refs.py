@@ -56,6 +56,10 @@ def test_images_are_named_as_containerd_names_them(text: str, normal: str) -> No
         "http://x/y",
         "x\n"[:1] + "\u00e9",
         "a.io/" + "x" * 256,
+        "a..b.com/x",
+        "a" * 64 + ".com/x",
+        "a.b" * 100 + ".com/x",
+        "[" + ":" * 40 + "]/x",
     ],
 )
 def test_what_is_no_image_is_invalid(text: str) -> None:
@@ -189,3 +193,8 @@ def test_only_sha256_digests_are_digests(text: str) -> None:
     with pytest.raises(Invalid):
         parse_digest(text)
     assert parse_digest(SHA) == SHA
+
+
+def test_a_uri_that_could_not_be_read_back_is_invalid() -> None:
+    with pytest.raises(Invalid, match="longer than 2048 bytes with its filters escaped"):
+        parse_model_uri("s3://models/x/?include=*&include=" + "/" * 1000)
