@@ -113,6 +113,8 @@ class S3Source:
             answer: Mapping[str, Any] = await self._client.head_object(
                 Bucket=bucket, Key=key, ChecksumMode="ENABLED", **version
             )
+            if not {"ContentLength", "ETag"} <= answer.keys():
+                raise Transient(f"cannot read s3://{bucket}: an answer of S3 names no size or ETag")
             return answer
 
     async def bucket(self, name: str) -> Bucket:
@@ -132,14 +134,15 @@ class S3Source:
     async def tls(self) -> ssl.SSLContext:
         """Return the TLS settings for reading bodies, with the CA bundle that AWS SDKs would use."""
         if self._tls is None:
-            self._tls = await asyncio.to_thread(_tls_context)
+            with _told("load the CA certificates for S3"):
+                self._tls = await asyncio.to_thread(_tls_context)
         return self._tls
 
     async def keep_fresh(self) -> None:
         """Renew credentials that are near their end; call it every few seconds while threads sign (never faster)."""
-        if self._credentials is None:
-            self._credentials = await self._session.get_credentials()
         with _told("renew the AWS credentials"):
+            if self._credentials is None:
+                self._credentials = await self._session.get_credentials()
             self._frozen = await self._credentials.get_frozen_credentials()
 
     async def renew(self) -> None:
@@ -176,13 +179,21 @@ async def open_source() -> AsyncIterator[S3Source]:
             raise Permanent("no AWS credentials found: give them by environment, profile, role or pod identity")
         frozen = await credentials.get_frozen_credentials()
     async with contextlib.AsyncExitStack() as stack:
-        client = await stack.enter_async_context(session.create_client("s3", config=_config({})))
+        client = await _client(session, stack, {})
         style = (client.meta.config.s3 or {}).get("addressing_style")
         if not style and ".amazonaws.com" not in client.meta.endpoint_url:
             # Servers other than AWS seldom have a DNS name for each bucket.
-            told = _config({"addressing_style": "path"})
-            client = await stack.enter_async_context(session.create_client("s3", config=told))
+            client = await _client(session, stack, {"addressing_style": "path"})
         yield S3Source(session, client, frozen)
+
+
+async def _client(session: Any, stack: contextlib.AsyncExitStack, s3: Mapping[str, str]) -> Any:
+    with _told("set up the S3 client"):
+        try:
+            return await stack.enter_async_context(session.create_client("s3", config=_config(s3)))
+        except ValueError as error:  # its text would quote the URL, in which there may be a password
+            told = "the endpoint (AWS_ENDPOINT_URL) is not a URL such as https://host:port"
+            raise Permanent(f"cannot set up the S3 client: {told}") from error
 
 
 async def resolve(uri: ModelUri, source: S3Source | None = None) -> Manifest:
@@ -262,6 +273,14 @@ def _told(doing: str) -> Any:
         away = type(error).__name__ in ("CredentialRetrievalError", "MetadataRetrievalError")
         kind = Transient if away else Permanent
         raise kind(f"cannot {doing}: {cut(type(error).__name__, 60)}") from error
+    except PrewarmError:
+        raise
+    except Exception as error:
+        # botocore reads foreign bytes with parsers that raise whatever comes: an answer without ETag is a KeyError, a redirect
+        # to nowhere a RecursionError. That is this source's failure, never the end of the process.
+        raise Transient(
+            f"cannot {doing}: S3 gave an answer that makes no sense ({cut(type(error).__name__, 60)})"
+        ) from error
 
 
 def _client_error(doing: str, response: Mapping[str, Any]) -> PrewarmError:
