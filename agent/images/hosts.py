@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote, urlsplit
 
-from agent.core.errors import Permanent
+from agent.core.errors import Permanent, cut
 
 _DOCKER_HUB = "registry-1.docker.io"  # what docker.io stands for
 
@@ -35,7 +35,10 @@ def registry_hosts(directory: Path, host: str) -> tuple[RegistryHost, ...]:
     Raises:
         Permanent: a hosts.toml is malformed.
     """
-    file = next((f for f in _candidates(directory, host) if f.is_file()), None)
+    try:
+        file = next((f for f in _candidates(directory, host) if f.is_file()), None)
+    except OSError as error:  # a name too long for a file, or no permission
+        raise Permanent(f"cannot look for the hosts.toml of {cut(host, 100)}: {error.strerror}") from error
     official = _DOCKER_HUB if host == "docker.io" else host
     if file is None:
         return (RegistryHost(base=f"https://{official}/v2", name=host),)
