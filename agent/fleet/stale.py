@@ -83,10 +83,10 @@ def observe_agents(
 
 
 def judge(nodes: Iterable[NodeView], agents: Mapping[str, AgentState], now: datetime, grace: timedelta) -> Verdict:
-    """Return every stale node, by name."""
+    """Return every stale node: those that claim most endpoints first, for the brake may hold the rest; then by name."""
     claiming = [node for node in nodes if claims(node)]
     stale, later = [], []
-    for node in sorted(claiming, key=lambda n: n.name):
+    for node in sorted(claiming, key=lambda n: (-len(claimed_labels(n)), n.name)):
         agent = agents.get(node.name, AgentState())
         found = _node_reason(node)
         ends = _grace_ends(agent, grace)

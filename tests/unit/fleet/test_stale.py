@@ -171,3 +171,10 @@ def test_a_stopped_agent_that_started_long_ago_gets_no_further_grace() -> None:
     stopped = ContainerStatusView(name="agent", started_at=NOW - timedelta(hours=1))
     agents = observe_agents(["n1"], [pod("False", containers=(stopped,))], seen(21), NOW)
     assert reasons(judge([node()], agents, NOW, GRACE)) == {"n1": "AgentNotReady"}
+
+
+def test_what_claims_most_is_withdrawn_first() -> None:
+    """The brake may hold the rest for a minute: pods must not be drawn to a dead endpoint meanwhile."""
+    dead = (Condition(type="Ready", status="False"),)
+    nodes = [node("n1", labels={"prewarm.dev/gpu": "healthy"}, conditions=dead), node("n2", conditions=dead)]
+    assert list(reasons(judge(nodes, {}, NOW, GRACE))) == ["n2", "n1"]
