@@ -76,7 +76,7 @@ class RegistryResolver:
             try:
                 return await self._resolve_at(host, ref)
             except (TransientFault, PermanentFault) as error:
-                failures.append(error)
+                failures.append(_about(ref, error))
         if len(failures) == 1:
             raise failures[0]
         worst = next((f for f in failures if isinstance(f, TransientFault)), failures[-1])
@@ -184,6 +184,12 @@ def _refusal(url: str, ref: ImageRef, status: int, *, anonymous: bool) -> Transi
             return TransientFault(f"{what}: the registry answered {status}", Fault.OTHER)
         case _:
             return PermanentFault(f"{what}: the registry answered {status}", Fault.OTHER)
+
+
+def _about(ref: ImageRef, error: TransientFault | PermanentFault) -> TransientFault | PermanentFault:
+    """Let an error name the image: it becomes an Event on a workload, and a URL alone says little there."""
+    text = str(error)
+    return error if text.startswith("cannot resolve") else type(error)(f"cannot resolve {ref}: {text}", error.fault)
 
 
 def _why(error: BaseException) -> str:

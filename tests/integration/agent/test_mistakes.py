@@ -287,6 +287,8 @@ def answering(status: int) -> Iterator[str]:
             self.end_headers()
             self.wfile.write(body)
 
+        do_POST = do_PUT = do_PATCH = do_GET
+
         def log_message(self, *_: object) -> None:
             """Say nothing."""
 
