@@ -179,7 +179,10 @@ def _images(reader: _Reader, spec: PodSpecView) -> tuple[ImageRef, ...]:
     texts = [c.image for c in (*spec.init_containers, *spec.containers) if c.image]
     found = [ref for text in texts if (ref := reader.guard("", partial(parse_image_ref, text)))]
     extra = wanted if isinstance(wanted, tuple) else ()
-    return tuple(dict.fromkeys([*found, *extra]))
+    images = tuple(dict.fromkeys([*found, *extra]))
+    if len(images) > values.MAX_ITEMS:
+        reader.note(ProblemKind.INVALID, "images", f"{len(images)} with the pod template's, at most {values.MAX_ITEMS}")
+    return images
 
 
 def _gpus(spec: PodSpecView) -> int:

@@ -12,7 +12,7 @@ from agent.core.errors import Invalid, cut
 from agent.core.refs import ImageRef, ModelSource, parse_image_ref, parse_model_source
 from agent.core.units import format_duration, parse_duration
 
-MAX_ITEMS = 64  # of one list; bounds what one annotation can cost
+MAX_ITEMS = 50  # models or images of one endpoint: as many as a NodeWarmup takes (deploy/crd.yaml)
 MAX_SCHEDULES = 16  # each may fire every minute, which costs the planner about 20 ms a cycle
 MAX_LEAD = timedelta(days=1)
 _MAX_CRON = 200  # characters of one expression

@@ -6,6 +6,7 @@ cost milliseconds each.
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TypeVar
 
 from agent.core.assignment import Assignment, EndpointWant, ImageWant, ModelWant, Window, Workload
+from agent.core.assignment_json import format_assignment
 from agent.core.refs import EndpointKey, ImageRef, ModelUri
 from agent.demand.annotations import read_endpoint, refuse_duplicates
 from agent.demand.endpoint import DemandDefaults, Endpoint, EndpointReading, Problem, ProblemKind, WorkloadRef
@@ -24,7 +26,13 @@ from agent.kube.objects import NodeView, NodeWarmupView, ObjectRef, WorkloadView
 
 T = TypeVar("T", ModelUri, ImageRef)
 
+MAX_ENDPOINTS = 200  # of one NodeWarmup (deploy/crd.yaml)
+MAX_SPEC_BYTES = 1_000_000  # of one NodeWarmup: etcd takes 1.5 MiB, and status and bookkeeping go there too
 _READ_AGAIN = timedelta(hours=6)  # `windows` moves its edges in these steps, counted from midnight UTC
+_CROWDED = (
+    f"a node it was placed on has too many endpoints: one takes {MAX_ENDPOINTS}, or {MAX_SPEC_BYTES // 1000} kB of "
+    "models, images and windows, those of greater priority first"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +73,7 @@ class Drafter:
         self._readings: dict[str, tuple[WorkloadView, EndpointReading]] = {}
         self._windows: dict[EndpointKey, _Dated] = {}
         self._wants: dict[EndpointKey, EndpointWant] = {}
+        self._sizes: dict[EndpointKey, tuple[EndpointWant, int]] = {}
 
     def draft(self, state: FleetState, now: datetime) -> Draft:
         """Return the plan for this state at `now` (aware)."""
@@ -80,10 +89,12 @@ class Drafter:
         placement = place([e for e in endpoints if e.key in wants], state.nodes, previous)
         where = {e.key: e.workload for e in endpoints}
         told |= {_tell(where[k], "Unplaceable", reason) for k, reason in placement.unplaced.items()}
+        fitting = self._fit(placement.assigned)
+        crowded = {k for node, keys in placement.assigned.items() for k in set(keys) - set(fitting[node])}
+        told |= {_tell(where[k], "Crowded", _CROWDED) for k in crowded}
         return Draft(
             assignments={
-                node: Assignment(node=node, endpoints=tuple(wants[k] for k in keys))
-                for node, keys in placement.assigned.items()
+                node: Assignment(node=node, endpoints=tuple(wants[k] for k in keys)) for node, keys in fitting.items()
             },
             announcements=frozenset(told),
             models=self._needed((e.key, tuple(m.uri for m in e.models)) for e in endpoints),
@@ -145,6 +156,30 @@ class Drafter:
         """Return the object of the last draft if it is equal: comparing two plans is then mostly comparing identities."""
         old = self._wants.get(want.key)
         return old if old == want and old is not None else want
+
+    def _fit(self, assigned: Mapping[str, tuple[EndpointKey, ...]]) -> dict[str, tuple[EndpointKey, ...]]:
+        """Return what each node's NodeWarmup can hold, greater priority first: one too large would be refused as a whole."""
+        self._sizes = {k: self._size(w) for k, w in self._wants.items()}
+        largest = max((size for _, size in self._sizes.values()), default=0)
+        return {
+            node: keys if len(keys) <= min(MAX_ENDPOINTS, MAX_SPEC_BYTES // max(largest, 1)) else self._first(keys)
+            for node, keys in assigned.items()
+        }
+
+    def _size(self, want: EndpointWant) -> tuple[EndpointWant, int]:
+        old = self._sizes.get(want.key)
+        if old is not None and old[0] is want:
+            return old
+        return want, len(json.dumps(format_assignment(Assignment(endpoints=(want,)))))
+
+    def _first(self, keys: Iterable[EndpointKey]) -> tuple[EndpointKey, ...]:
+        kept, room = [], MAX_SPEC_BYTES
+        for key in sorted(keys, key=lambda k: (-self._wants[k].priority, k))[:MAX_ENDPOINTS]:
+            room -= self._sizes[key][1]
+            if room < 0:
+                break
+            kept.append(key)
+        return tuple(sorted(kept))
 
     def _needed(self, items: Iterable[tuple[EndpointKey, tuple[T, ...]]]) -> Mapping[T, tuple[Window, ...]]:
         needed: defaultdict[T, set[Window]] = defaultdict(set)

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import yaml
 
 from agent.config import SourceRule
 from agent.core.assignment import Assignment, EndpointWant, ImageWant, ModelWant, Window, Workload
+from agent.core.assignment_json import format_assignment
 from agent.core.refs import Digest, EndpointKey, ImageRef, ModelUri, parse_image_ref, parse_model_uri
 from agent.demand.endpoint import DemandDefaults
-from agent.fleet.draft import Draft, Drafter, FleetState
+from agent.demand.values import MAX_ITEMS
+from agent.demand.windows import MAX_WINDOWS
+from agent.fleet.draft import MAX_ENDPOINTS, MAX_SPEC_BYTES, Draft, Drafter, FleetState
 from agent.fleet.resolutions import Resolution, Resolutions, ResolvedModel, from_warmups
 from agent.kube.events import EventType
 from agent.kube.objects import (
@@ -207,3 +215,31 @@ def test_many_endpoints_want_a_model_for_all_their_windows() -> None:
     assert uris == [URI]
     hours = {(w.ready_by + timedelta(minutes=5)).hour for w in found.models[URI]}
     assert hours == {9, 12}
+
+
+def test_a_node_is_told_no_more_than_a_nodewarmup_holds_by_priority() -> None:
+    many = [workload(f"e{n:03}", priority=str(n)) for n in range(MAX_ENDPOINTS + 2)]
+    found = draft(*many)
+    names = [e.key.name for e in found.assignments["n1"].endpoints]
+    assert names == [f"e{n:03}" for n in range(2, MAX_ENDPOINTS + 2)]
+    assert told(found) == [("e000", "Crowded"), ("e001", "Crowded")]
+
+
+def test_large_endpoints_are_left_out_before_the_store_refuses_all_of_them() -> None:
+    long = [f"registry.bed/{'x' * 240}{n}:1" for n in range(40)]
+    many = [workload(f"e{n:03}", images=",".join(long), priority=str(n)) for n in range(MAX_ENDPOINTS)]
+    found = draft(*many)
+    spec = format_assignment(found.assignments["n1"])
+    assert MAX_SPEC_BYTES * 0.95 < len(json.dumps(spec)) <= MAX_SPEC_BYTES
+    kept = {e.key.name for e in found.assignments["n1"].endpoints}
+    assert "e199" in kept
+    assert {name for name, reason in told(found) if reason == "Crowded"} == {w.name for w in many} - kept
+
+
+def test_limits_are_those_of_the_crd() -> None:
+    crd: Any = yaml.safe_load(Path("deploy/crd.yaml").read_text())
+    spec = crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]["endpoints"]
+    one = spec["items"]["properties"]
+    assert spec["maxItems"] == MAX_ENDPOINTS
+    assert (one["images"]["maxItems"], one["models"]["maxItems"]) == (MAX_ITEMS, MAX_ITEMS)
+    assert one["windows"]["maxItems"] == MAX_WINDOWS
