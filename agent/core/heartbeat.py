@@ -6,6 +6,8 @@ from collections.abc import Iterable
 
 from agent.core.latest import Latest
 
+GPU = "gpu"  # the name under which the GPU room beats: its verdict stands in a label of its own
+
 
 class Heartbeat:
     """Remembers when each named prover last completed a full cycle (monotonic seconds).

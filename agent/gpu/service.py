@@ -16,7 +16,7 @@ import structlog
 from agent.config import Settings
 from agent.core.clock import Clock
 from agent.core.errors import PrewarmError
-from agent.core.heartbeat import Heartbeat
+from agent.core.heartbeat import GPU, Heartbeat
 from agent.core.inventory import GpuReport, GpuVerdict
 from agent.core.latest import Latest, Signal
 from agent.core.retry import Backoff
@@ -27,7 +27,7 @@ from agent.gpu.pci import PciBus
 from agent.gpu.process import Child, Gone, NoAnswer, OnEvent, start_prober
 from agent.gpu.rules import expects_gpus, wanted_gpus
 
-NAME = "gpu"
+NAME = GPU
 NO_GPU_POLL_SECONDS = 20.0  # a node without GPUs looks at its bus this seldom, yet beats within the 30 s of /readyz
 RESTARTS = Backoff(base_seconds=1.0, cap_seconds=30.0, floor_seconds=0.5)
 LEAST_SPACING_SECONDS = 1.0  # events cannot make cycles faster than this

@@ -14,8 +14,8 @@ import structlog
 
 from agent.core.assignment import Assignment
 from agent.core.clock import Clock
-from agent.core.heartbeat import Heartbeat
-from agent.core.inventory import GpuReport, ImageState, Inventory, ModelsView
+from agent.core.heartbeat import GPU, Heartbeat
+from agent.core.inventory import GpuReport, GpuVerdict, ImageState, Inventory, ModelsView
 from agent.core.latest import Latest, Signal
 from agent.core.names import READY
 from agent.core.refs import EndpointKey, ImageRef
@@ -98,8 +98,9 @@ class DecideLoop:
         self._decisions.plan.set(plan)
         self._decisions.readiness.set(ready)
         waits = [(at - now).total_seconds() for at in (plan.wake_at, ready.wake_at) if at is not None]
-        if inventory.proved:
-            waits.append(PROOF_AGE_SECONDS - self._proof_age() + 0.1)
+        waits += [
+            PROOF_AGE_SECONDS - age + 0.1 for age in (self._proof_age(), self._gpu_age()) if age <= PROOF_AGE_SECONDS
+        ]
         return max(0.05, min(waits)) if waits else None
 
     def _inventory(self) -> Inventory:
@@ -110,7 +111,7 @@ class DecideLoop:
             models=models.states,
             resolved=models.resolved,
             unresolved=models.unresolved,
-            gpu=self._facts.gpu.get(),
+            gpu=self._gpu(),
             cache=models.cache,
             waiting=self._facts.waiting.get(),
             proved=self._proof_age() <= PROOF_AGE_SECONDS,
@@ -118,6 +119,17 @@ class DecideLoop:
 
     def _proof_age(self) -> float:
         return max(self._heartbeat.ages_seconds(self._clock.monotonic()).values(), default=0.0)
+
+    def _gpu(self) -> GpuReport:
+        """Return the verdict, unless nobody has looked for so long that a good one proves nothing."""
+        report = self._facts.gpu.get()
+        if not PROOF_AGE_SECONDS < self._gpu_age() < float("inf") or report.verdict is GpuVerdict.UNHEALTHY:
+            return report
+        reason = f"nobody has looked at the GPUs for {PROOF_AGE_SECONDS:.0f} s"
+        return GpuReport(verdict=GpuVerdict.UNKNOWN, reason=reason, count=report.count)
+
+    def _gpu_age(self) -> float:
+        return self._heartbeat.ages_seconds(self._clock.monotonic()).get(GPU, float("inf"))
 
     def _log(self, plan: NodePlan, ready: Readiness) -> None:
         """Log each endpoint's stage and each label with its reason, when they change (numbers in reasons aside)."""

@@ -134,3 +134,33 @@ def test_an_idle_hour_costs_few_cycles() -> None:
             await asyncio.sleep(15)
 
     assert len(play(tell).cycles) < 300
+
+
+def test_a_gpu_verdict_older_than_thirty_seconds_is_unknown_whoever_else_beats() -> None:
+    verdicts: list[tuple[float, GpuVerdict]] = []
+
+    async def tell(node: Node) -> None:
+        node.heartbeat.expect("gpu")
+        node.heartbeat.beat("gpu", 0.0)
+        for second in range(1, 36):
+            await asyncio.sleep(1)
+            if second <= 20:  # then the images room is stuck too: its claims drop first, the GPU's own must follow
+                node.heartbeat.beat("images", float(second))
+            verdicts.append((second, node.decided.inventory.get().gpu.verdict))
+
+    node = play(tell)
+    assert verdicts[28] == (29, GpuVerdict.HEALTHY)
+    assert verdicts[31] == (32, GpuVerdict.UNKNOWN)
+    ready = node.decided.readiness.get()
+    assert ready is not None
+    assert ready.labels["prewarm.dev/gpu"] == "unknown"
+    assert ready.conditions[0].status == "Unknown"
+
+
+def test_a_bad_gpu_verdict_stands_however_old() -> None:
+    async def tell(node: Node) -> None:
+        node.facts.gpu.set(GpuReport(verdict=GpuVerdict.UNHEALTHY, reason="hung", count=8))
+        node.heartbeat.beat("gpu", 0.0)
+        await asyncio.sleep(40)
+
+    assert play(tell).decided.inventory.get().gpu.verdict is GpuVerdict.UNHEALTHY
