@@ -23,6 +23,7 @@ from agent.node.readiness import Readiness, readiness
 from agent.plan.decision import NodePlan
 
 PROOF_AGE_SECONDS = 30.0  # the design's: what was proved longer ago is proved no more
+_STALE_LOOK_SECONDS = 1.0
 _NUMBER = re.compile(r"\d+[\d.a-zA-Z]*")
 
 log = structlog.get_logger()
@@ -98,9 +99,7 @@ class DecideLoop:
         self._decisions.plan.set(plan)
         self._decisions.readiness.set(ready)
         waits = [(at - now).total_seconds() for at in (plan.wake_at, ready.wake_at) if at is not None]
-        waits += [
-            PROOF_AGE_SECONDS - age + 0.1 for age in (self._proof_age(), self._gpu_age()) if age <= PROOF_AGE_SECONDS
-        ]
+        waits += [_until_other(age) for age in (self._proof_age(), self._gpu_age()) if age < float("inf")]
         return max(0.05, min(waits)) if waits else None
 
     def _inventory(self) -> Inventory:
@@ -147,3 +146,9 @@ class DecideLoop:
         if self._told.get(what) != now:
             self._told[what] = now
             log.info(event, what=what.removeprefix("plan "), value=value, reason=reason)
+
+
+def _until_other(age_seconds: float) -> float:
+    """Return when to look at a proof's age again: when it is too old, and then often, for a late beat wakes nobody."""
+    left = PROOF_AGE_SECONDS - age_seconds
+    return left + 0.1 if left >= 0 else _STALE_LOOK_SECONDS

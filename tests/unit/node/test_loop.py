@@ -97,6 +97,18 @@ def test_a_proof_older_than_thirty_seconds_is_none() -> None:
     play(tell)
 
 
+def test_a_proof_that_comes_late_counts_again_at_once() -> None:
+    async def tell(node: Node) -> None:
+        await beat(node)
+        await asyncio.sleep(45)
+        assert not node.ready()
+        await beat(node)  # and no fact has changed
+        await asyncio.sleep(1.5)
+        assert node.ready()
+
+    play(tell)
+
+
 def test_every_fact_leads_to_a_decision_in_the_same_moment() -> None:
     async def tell(node: Node) -> None:
         await beat(node)
