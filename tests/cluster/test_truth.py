@@ -39,7 +39,13 @@ class Warm:
 
     def seconds_until_gone(self, since: float, within: int) -> float:
         """How long after `since` (monotonic) the label was seen gone."""
-        gone = wait_label(self.bed, self.node, self.label, None, within + 5)
+        try:
+            gone = wait_label(self.bed, self.node, self.label, None, within + 5)
+        except BedError:
+            for pod in planners(self.bed):
+                print(self.bed.kubectl("-n", NAMESPACE, "logs", "--timestamps", pod))
+            print(self.bed.kubectl("-n", NAMESPACE, "get", "pods", "-o", "wide"))
+            raise
         print(f"{self.label}: gone after {gone.at - since:.2f} s")
         return gone.at - since
 
