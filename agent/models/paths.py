@@ -7,6 +7,7 @@ import os
 import shutil
 from pathlib import Path
 
+_FRESH = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -96,10 +97,9 @@ def fsync_directories(root: Path) -> None:
 
 def remove_tree(path: Path) -> None:
     """Delete a directory and all below it, read-only directories too; absent is well. Links are removed, not followed."""
-    if path.is_symlink() or path.is_file():
+    if path.is_symlink() or not path.is_dir():
         path.unlink(missing_ok=True)
-        return
-    if path.exists():
+    else:
         path.chmod(0o700)
         for directory, below, _ in os.walk(path):
             for name in below:
@@ -109,9 +109,13 @@ def remove_tree(path: Path) -> None:
 
 
 def write_durably(path: Path, content: bytes) -> None:
-    """Replace a file as a whole: temporary name, fsync, rename, fsync of the directory."""
+    """Replace a file as a whole: temporary name, fsync, rename, fsync of the directory.
+
+    Others may write to the directory: what stands at the temporary name is removed, and never written through.
+    """
     temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
+    remove_tree(temporary)
+    with os.fdopen(os.open(temporary, _FRESH, 0o644), "wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())

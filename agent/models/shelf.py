@@ -90,13 +90,23 @@ class Shelf:
         return await self._disk(lambda: self.store.use(list(self.versions.values())))
 
     async def make_views(self, wanted: Iterable[ViewSpec]) -> None:
-        """Make the views that are wanted of committed versions, and mend damaged ones."""
+        """Make the views that are wanted of committed versions, and mend damaged ones.
+
+        Raises:
+            Transient: one of them cannot be made; the others are.
+        """
 
         def make() -> None:
+            failed: OSError | None = None
             for endpoint, name, digest in wanted:
                 version = self.versions.get(digest)
-                if version is not None:
-                    self.views.make(endpoint, name, version, self.store.directory(digest))
+                try:
+                    if version is not None:
+                        self.views.make(endpoint, name, version, self.store.directory(digest))
+                except OSError as error:
+                    failed = failed or error
+            if failed is not None:
+                raise failed
 
         await self._disk(make)
 

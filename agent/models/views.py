@@ -2,12 +2,17 @@
 
 A view appears whole, by one rename, and shares its inodes with the store. Beside it, `<digest>.json` says which model it
 is, for pods that look when no agent answers; it is written after the view and goes before it. All methods block on the disk.
+
+A pod should mount its view read-only, but its author says so: whatever stands in a view's way is moved out of it, no link
+there is followed, and a view that cannot be made is its own endpoint's trouble.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import secrets
+import stat
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
@@ -49,23 +54,29 @@ class Views:
         }
         text = json.dumps(told).encode()
         marker = _marker(target)
-        if not marker.is_file() or marker.read_bytes() != text:
+        if not _says(marker, text):
+            if marker.is_dir():
+                self._away(marker)
             write_durably(marker, text)
             made = True
         return made
 
     def _make(self, target: Path, version: Version, store: Path) -> bool:
-        if target.is_dir() and not target.is_symlink():
-            if not broken_file(version, target):
+        if os.path.lexists(target):
+            if target.is_dir() and not target.is_symlink() and not broken_file(version, target):
                 return False
             self._drop(target)
         new = self._root / "staging" / f"view-{secrets.token_hex(8)}"
         new.mkdir()
-        source, tree = Tree(store / "files"), Tree(new)
-        for record in version.files:
-            source.link_into(record.path, tree)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        new.rename(target)
+        try:
+            source, tree = Tree(store / "files"), Tree(new)
+            for record in version.files:
+                source.link_into(record.path, tree)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            new.rename(target)
+        except OSError:
+            remove_tree(new)
+            raise
         fsync_directory(target.parent)
         return True
 
@@ -92,14 +103,30 @@ class Views:
                 self._drop(path)
 
     def _drop(self, path: Path) -> None:
-        away = self._root / "trash" / f"view-{secrets.token_hex(8)}"
-        _marker(path).unlink(missing_ok=True)
-        path.rename(away)
-        remove_tree(away)
+        if os.path.lexists(_marker(path)):
+            self._away(_marker(path))
+        self._away(path)
+
+    def _away(self, path: Path) -> None:
+        trash = self._root / "trash" / f"view-{secrets.token_hex(8)}"
+        path.rename(trash)
+        remove_tree(trash)
 
 
 def _marker(view: Path) -> Path:
     return view.with_name(f"{view.name}.json")
+
+
+def _says(marker: Path, text: bytes) -> bool:
+    """Say whether a marker is a plain file with this text, and nothing else that would have to be read."""
+    try:
+        fd = os.open(marker, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        return stat.S_ISREG(os.fstat(fd).st_mode) and os.read(fd, len(text) + 1) == text
+    finally:
+        os.close(fd)
 
 
 def _remove_empty(path: Path) -> None:
