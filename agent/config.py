@@ -187,7 +187,10 @@ class Settings:
     )
     grace_seconds: float = setting("20s", _seconds, "an agent not Ready for this long loses its claims", of="planner")
     brake: float = setting(
-        "0.3", _share, "largest share of the fleet the planner withdraws at once by itself", of="planner"
+        "0.3",
+        _share,
+        "largest share of the fleet (always three nodes) whose claims the planner withdraws in a minute by itself",
+        of="planner",
     )
     leader_elect: bool = setting("true", _flag, "elect one leader among the planner's replicas", of="planner")
 

@@ -20,6 +20,7 @@ from agent.kube.objects import NodeView, PodView
 
 RESTART = timedelta(seconds=15)  # an agent proves standing claims again within 10 s, and is probed every 5 s
 BRAKE_WINDOW = timedelta(minutes=1)
+FEW = 3  # nodes the brake never holds: what a fleet of ten loses at a brake of 0.3
 _CONDITIONS = (CONDITION_GPU, CONDITION_CACHE)
 
 
@@ -102,12 +103,12 @@ def judge(nodes: Iterable[NodeView], agents: Mapping[str, AgentState], now: date
 def allowance(claiming: int, recent: Collection[datetime], brake: float, now: datetime) -> int:
     """Return how many more nodes may be withdrawn now: the brake.
 
-    Within any minute at most the share `brake` of the nodes that claim (or did, a minute ago), rounded down, but always one:
-    so a fleet of three loses at most one node a minute. A planner that sees wrongly is caught by the alert on what is
-    held back before it has cleared the fleet; one dead node is never held back.
+    Within any minute at most the share `brake` of the nodes that claim (or did, a minute ago), rounded down, but always
+    FEW: three agents that die together lose their claims as fast as one. A planner that sees wrongly is caught by the alert
+    on what is held back before it has cleared a fleet.
     """
     used = sum(now - BRAKE_WINDOW < at for at in recent)
-    most = max(1, math.floor(brake * (claiming + used)))
+    most = max(FEW, math.floor(brake * (claiming + used)))
     return max(0, most - used)
 
 

@@ -118,10 +118,11 @@ def test_one_ready_pod_of_two_is_enough_and_a_failed_one_counts_for_nothing() ->
 @pytest.mark.parametrize(
     ("claiming", "recent_seconds", "allowed"),
     [
-        (1, [], 1),
-        (3, [], 1),
-        (2, [30], 0),  # three a minute ago, one withdrawn
-        (2, [61], 1),
+        (1, [], 3),
+        (3, [], 3),
+        (2, [30], 2),  # three a minute ago, one withdrawn
+        (2, [61], 3),
+        (2, [5, 10, 15], 0),
         (10, [], 3),
         (8, [10, 5], 1),
         (1000, [], 300),
