@@ -171,10 +171,10 @@ class ModelService:
                 await self._shelf.prove(self._withdraw)
                 self._heartbeat.beat(self.name, self._clock.monotonic())
                 self._board.use(await self._shelf.use())
-                await self._shelf.make_views(self._wanted_views())
                 cycles += 1
                 if cycles % 4 == 0:
                     await self._forget_pods()
+                await self._make_views(self._wanted_views())
             except PrewarmError as error:
                 log.warning("the store could not be proved", error=str(error))
                 self._heartbeat.miss(self.name, f"the store could not be proved: {error}")
@@ -193,16 +193,22 @@ class ModelService:
     async def _keep_tidy(self) -> None:
         made: object = None
         while True:
-            wait: float | None = 5.0
+            wait: float | None = _DISK_SECONDS
+            wanted = self._wanted_views()
+            if wanted != made:
+                await self._make_views(wanted)  # one that failed is made with the next proof
+                made = wanted
             try:
-                wanted = self._wanted_views()
-                if wanted != made:
-                    await self._shelf.make_views(wanted)
-                    made = wanted
                 wait = await self._eviction.run()
             except PrewarmError as error:
                 log.warning("the store could not be tidied", error=str(error))
             await self._tidy.wait(wait)
+
+    async def _make_views(self, wanted: Sequence[tuple[EndpointKey, str, Digest]]) -> None:
+        try:
+            await self._shelf.make_views(wanted)
+        except PrewarmError as error:
+            log.warning("a view could not be made", error=str(error))
 
     def _wanted_views(self) -> list[tuple[EndpointKey, str, Digest]]:
         """Return the views to show: of committed versions, for endpoints whose namespace may use the source."""

@@ -48,11 +48,12 @@ class Shelf:
         """Prove every version; a broken one is withdrawn by a call at once, then moved out of the way with its views."""
         async with self._lock:
             found = await in_thread(lambda: [(v, self.store.prove(v)) for v in list(self.versions.values())])
-            for version, why in found:
-                if why:
-                    del self.versions[version.digest]
-                    withdraw(version.digest, why)
-                    await in_thread(self._take_broken, version)
+            broken = [(version, why) for version, why in found if why]
+            for version, why in broken:  # all of them before the first that the disk may refuse to move
+                del self.versions[version.digest]
+                withdraw(version.digest, why)
+            for version, _ in broken:
+                await in_thread(self._take_broken, version)
 
     def _take_broken(self, version: Version) -> None:
         self.store.remove(version.digest)

@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
+from agent.config import Settings
+from agent.core.clock import SystemClock
 from agent.core.errors import Transient
-from agent.core.refs import EndpointKey, parse_model_uri
+from agent.core.heartbeat import Heartbeat
+from agent.core.inventory import ModelLevel, ModelsView
+from agent.core.latest import Latest
+from agent.core.refs import Digest, EndpointKey, parse_model_uri
+from agent.models import eviction
+from agent.models.journal import Journal
 from agent.models.manifest import Manifest, ObjectEntry
+from agent.models.service import ModelService
 from agent.models.shelf import Shelf
 from agent.models.store import Store
 from agent.models.transfer import FileProof
+from agent.plan.decision import EvictStep, NodePlan, ViewWant
 
 MANIFEST = Manifest(
     uri=parse_model_uri("s3://bucket/m/"), objects=(ObjectEntry(key="m/a", path="a", size=3, etag='"x"'),)
@@ -68,3 +80,49 @@ async def test_a_view_that_cannot_be_made_costs_no_other_endpoint_its_own(shelf:
         await shelf.make_views([(CHAT, "m", MANIFEST.digest), (OTHER, "m", MANIFEST.digest)])
     assert (shelf.views.directory(OTHER, MANIFEST.digest) / "a").read_bytes() == b"abc"
     assert list((shelf.store.root / "staging").iterdir()) == []
+
+
+async def test_a_view_that_cannot_be_made_holds_up_no_eviction(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(eviction, "WAIT_SECONDS", 0.0)
+    home = shelf.views.directory(CHAT, MANIFEST.digest).parent
+    home.parent.mkdir(parents=True)
+    home.write_text("in the way")
+    old = Digest("sha256:" + "0" * 64)
+    (shelf.store.root / "staging" / old).mkdir()
+    Journal(shelf.store.root / "staging" / old / "journal", old, 1 << 20, fresh=True).close()
+    plan = NodePlan(
+        views=(ViewWant(endpoint=CHAT, name="m", digest=MANIFEST.digest),),
+        evictions=(EvictStep(digest=old, reason="the test wants it"),),
+    )
+    models = Latest(ModelsView())
+    service = ModelService(
+        settings=replace(Settings(), root=shelf.store.root),
+        plan=Latest(plan),
+        models=models,
+        clock=SystemClock(),
+        heartbeat=Heartbeat(),
+    )
+    running = asyncio.create_task(service.run(), name="models")
+    async with asyncio.timeout(5):
+        async for view in models.follow():
+            if old in view.states and view.states[old].level is ModelLevel.ABSENT:
+                break
+    running.cancel()
+    await asyncio.wait({running})
+
+
+async def test_every_broken_version_is_withdrawn_though_the_disk_will_not_move_the_first(
+    shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    twin = replace(shelf.versions[MANIFEST.digest], digest=Digest("sha256:" + "0" * 64))
+    shelf.versions[twin.digest] = twin  # nothing of it is on disk
+    (shelf.store.directory(MANIFEST.digest) / "files" / "a").unlink()
+
+    def refuse(_digest: Digest) -> None:
+        raise OSError(errno.EROFS, "read-only file system")
+
+    monkeypatch.setattr(shelf.store, "remove", refuse)
+    withdrawn: list[Digest] = []
+    with pytest.raises(Transient):
+        await shelf.prove(lambda digest, _why: withdrawn.append(digest))
+    assert withdrawn == [MANIFEST.digest, twin.digest]
