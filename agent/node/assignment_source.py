@@ -30,13 +30,15 @@ class KeptAssignment:
         self._clock = clock
 
     def load(self) -> Assignment | None:
-        """Return the copy, or None if there is none, it is older than 48 h, or it cannot be read (which is logged)."""
+        """Return the copy, or None if there is none, it is older than 48 h, or it cannot be read (which is logged).
+
+        It carries no uid: the NodeWarmup may be another by now, and a status written for an earlier one would stand in it for
+        ever (its observedGeneration never goes back). So none is written before the API server has shown it.
+        """
         try:
             kept = json.loads(self._path.read_bytes())
             at = parse_time(kept["at"], "at")
-            found = parse_assignment(
-                kept["spec"], node=str(kept["node"]), generation=int(kept["generation"]), uid=str(kept["uid"])
-            )
+            found = parse_assignment(kept["spec"], node=str(kept["node"]), generation=int(kept["generation"]))
         except FileNotFoundError:
             return None
         except (OSError, ValueError, OverflowError, RecursionError, KeyError, TypeError, Invalid) as error:
@@ -54,7 +56,6 @@ class KeptAssignment:
             "at": format_time(self._clock.now()),
             "node": assignment.node,
             "generation": assignment.generation,
-            "uid": assignment.uid,
             "spec": format_assignment(assignment),
         }
         fresh = self._path.with_name(f"{self._path.name}.{os.getpid()}")
