@@ -58,8 +58,8 @@ class ServiceAccount:
         if renew or time.monotonic() - self._read_at > _TOKEN_SECONDS:
             try:
                 self._token = (await asyncio.to_thread(self._token_file.read_text)).strip()
-            except OSError as error:
-                raise Transient(f"cannot read the service account token: {error.strerror}") from error
+            except (OSError, UnicodeDecodeError) as error:
+                raise Transient(f"cannot read the service account token: {cut(error)}") from error
             self._read_at = time.monotonic()
         return {"Authorization": f"Bearer {self._token}"}
 
@@ -116,9 +116,16 @@ class KubeconfigCredentials:
         self._authorization = await found.get_api_key_with_prefix("BearerToken")
 
     async def headers(self, *, renew: bool = False) -> Mapping[str, str]:
-        """See `Credentials.headers`."""
+        """See `Credentials.headers`.
+
+        Raises:
+            Transient: they cannot be loaded again; the file may be in the middle of a change.
+        """
         if renew:
-            await self.load()
+            try:
+                await self.load()
+            except Invalid as error:
+                raise Transient(str(error)) from error
         return {"Authorization": self._authorization} if self._authorization else {}
 
 
