@@ -114,7 +114,7 @@ class RegistryResolver:
                     challenge=parse_challenge(response.headers.get("WWW-Authenticate", "")),
                     body=await _read(response, LIMIT_BYTES) if wanted else b"",
                 )
-        except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:  # ValueError: a host that is no DNS name
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:  # ValueError: no name for DNS
             raise TransientFault(f"cannot reach {url}: {_why(error)}", Fault.OTHER) from error
 
     async def _authorize(self, url: str, asked: Challenge, ref: ImageRef, credentials: Credentials | None) -> str:
