@@ -13,6 +13,9 @@ from agent.observe import catalogue
 from agent.observe.catalogue import Kind, Metric
 from agent.observe.start import StartLabels
 
+_MAX_ENDPOINTS = 500  # pods name their endpoint: a label that changes with each of them must not fill memory
+_OTHER = "other"
+
 
 class Metrics:
     """Counters and histograms of the catalogue in one registry; every method is cheap and never raises."""
@@ -22,6 +25,7 @@ class Metrics:
         made = {m.name: _counter(m, registry) for m in catalogue.FED if m.kind is Kind.COUNTER}
         self._counters: Mapping[str, Counter] = made
         self._histograms = {m.name: _histogram(m, registry) for m in catalogue.FED if m.kind is Kind.HISTOGRAM}
+        self._started: set[tuple[str, str]] = set()
 
     def image_pull(self, labels: StartLabels, seconds: float) -> None:
         """Count one start's time to the serving container (StartObserver)."""
@@ -70,7 +74,13 @@ class Metrics:
         self._counters[catalogue.WITHDRAWALS.name].inc(values.count(None))
 
     def _start(self, metric: Metric, labels: StartLabels, seconds: float) -> None:
-        values = (labels.namespace, labels.endpoint, labels.size_class, labels.node_pool, labels.warm, labels.outcome)
+        endpoint = labels.namespace, labels.endpoint
+        if endpoint not in self._started:
+            if len(self._started) < _MAX_ENDPOINTS:
+                self._started.add(endpoint)
+            else:
+                endpoint = _OTHER, _OTHER
+        values = (*endpoint, labels.size_class, labels.node_pool, labels.warm, labels.outcome)
         self._histograms[metric.name].labels(*values).observe(max(0.0, seconds))
 
 

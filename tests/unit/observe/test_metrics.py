@@ -7,6 +7,7 @@ import json
 import logging
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
@@ -259,3 +260,15 @@ def test_an_exception_is_told_on_one_line(logged: io.StringIO) -> None:
         structlog.get_logger().exception("failed")
     assert len(logged.getvalue().splitlines()) == 1
     assert "ValueError: boom" in logged.getvalue()
+
+
+def test_pods_that_name_ever_new_endpoints_make_no_end_of_series() -> None:
+    registry = CollectorRegistry()
+    metrics = Metrics(registry)
+    for n in range(700):
+        metrics.image_pull(replace(LABELS, endpoint=f"job-{n}"), 1.0)
+    metrics.image_pull(replace(LABELS, endpoint="job-7"), 1.0)
+    found = [s for m in registry.collect() for s in m.samples if s.name == "image_pull_seconds_count"]
+    assert len(found) == 501
+    counts = {s.labels["endpoint"]: s.value for s in found}
+    assert (counts["job-7"], counts["other"]) == (2, 200)
