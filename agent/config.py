@@ -1,7 +1,7 @@
 """Settings: one value, three spellings (YAML key, `PREWARM_…` variable, `--flag`), parsed once, all mistakes told at once.
 
-Flags win over variables, variables over the file (`--config FILE` or `PREWARM_CONFIG`). The README table is checked against
-SETTINGS. AWS credentials, region and endpoint are not ours: they are found as every AWS SDK finds them (`AWS_…`).
+Flags win over variables, variables over the file (`--config FILE` or `PREWARM_CONFIG`). docs/reference.md has the table of
+SETTINGS, the README that of FIRST_SETTINGS; both are checked. AWS credentials, region and endpoint are not ours: they are found as every AWS SDK finds them (`AWS_…`).
 """
 
 from __future__ import annotations
@@ -196,6 +196,10 @@ class Settings:
 
 
 SETTINGS: tuple[Field[Any], ...] = fields(Settings)
+FIRST_SETTINGS = frozenset({
+    "sources", "http_address", "plan", "root", "containerd", "connections", "bandwidth", "high_watermark", "warm_ahead", "gpus",
+    "lift_taint", "timezone", "registries", "brake",
+})  # what a person sets first
 
 
 def add_flags(parser: ArgumentParser, of: str) -> None:

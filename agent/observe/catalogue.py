@@ -1,4 +1,4 @@
-"""Every metric of the agent, in one place. The README table is checked against `CATALOGUE`.
+"""Every metric, in one place. docs/reference.md has the table of `CATALOGUE`, the README that of `FIRST`; both are checked.
 
 Names and end points of the three cold-start histograms are a public contract: see docs/architecture.md.
 """
@@ -106,3 +106,6 @@ READ = (ENDPOINT_READY, MODEL_BYTES, COMMITTED_BYTES, IMAGES, MODELS, GPU_VERDIC
         STORE_CAPACITY, HEARTBEAT_AGE, BUILD)  # fmt: skip
 PLANNER = (LEADING, HELD, WITHDRAWN, PUBLISHED, UNPUBLISHED)
 CATALOGUE: tuple[Metric, ...] = FED + READ + PLANNER
+# What a person looks at first.
+FIRST = (COLD_START_TOTAL, IMAGE_PULL, MODEL_LOAD, HYDRATION, HYDRATED_BYTES, WINDOW_LATENESS, WINDOWS_MISSED, ENDPOINT_READY,
+         GPU_VERDICT, STORE_USED, STORE_FREE, HEARTBEAT_AGE, LEADING, HELD)  # fmt: skip

@@ -1,4 +1,4 @@
-"""README and docs/architecture.md name only what exists."""
+"""README, CONTRIBUTING.md and the pages of docs/ name only what exists."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 
 from agent.cli import COMMANDS
-from agent.config import SETTINGS
+from agent.config import FIRST_SETTINGS, SETTINGS
 from agent.core import names
 from agent.demand.annotations import KEYS
 from tools.tables import metrics_table, settings_table, with_tables
 
 ROOT = Path(__file__).resolve().parents[2]
-README, ARCHITECTURE = ROOT / "README.md", ROOT / "docs" / "architecture.md"
-PAGES = [README, ARCHITECTURE, ROOT / "CONTRIBUTING.md"]
+README, REFERENCE = ROOT / "README.md", ROOT / "docs" / "reference.md"
+PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 TOPS = ("agent", "tests", "deploy", "docs", "bench", "proto", "tools", "changelog", ".ci")
 LABELS = {v for k, v in vars(names).items() if k.startswith(("LABEL_", "ANNOTATION_", "CONDITION_", "TAINT_NOT"))}
 
@@ -89,10 +89,16 @@ def test_every_metric_and_variable_exists(page: Path) -> None:
             assert word in metrics_table()
 
 
-def test_the_tables_are_as_the_catalogues_say() -> None:
-    assert settings_table() in README.read_text()
-    assert metrics_table() in README.read_text()
-    assert with_tables(README.read_text()) == README.read_text(), "run python -m tools.tables"
+@pytest.mark.parametrize("page", [README, REFERENCE], ids=lambda p: p.name)
+def test_the_tables_are_as_the_catalogues_say(page: Path) -> None:
+    text, first = page.read_text(), page == README
+    assert settings_table(first=first) in text
+    assert metrics_table(first=first) in text
+    assert with_tables(text, first=first) == text, "run python -m tools.tables"
+
+
+def test_every_first_setting_exists() -> None:
+    assert {s.name for s in SETTINGS} >= FIRST_SETTINGS
 
 
 def test_the_readme_is_short() -> None:
