@@ -196,10 +196,10 @@ class Settings:
 
 
 SETTINGS: tuple[Field[Any], ...] = fields(Settings)
-FIRST_SETTINGS = frozenset({
+FIRST_SETTINGS = (
     "sources", "http_address", "plan", "root", "containerd", "connections", "bandwidth", "high_watermark", "warm_ahead", "gpus",
     "lift_taint", "timezone", "registries", "brake",
-})  # what a person sets first
+)  # fmt: skip
 
 
 def add_flags(parser: ArgumentParser, of: str) -> None:

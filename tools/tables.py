@@ -1,7 +1,4 @@
-"""Writes the tables of metrics and settings from their catalogues, all in docs/reference.md, the first ones in the README.
-
-    python -m tools.tables
-"""
+"""Writes the tables of metrics and settings from their catalogues, all in docs/reference.md, the first ones in the README."""
 
 from __future__ import annotations
 
