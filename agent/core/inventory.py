@@ -69,12 +69,50 @@ class ModelState:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class GpuReason:
+    """One thing that stands against a GPU, or a word about it: `code` as in the catalogue of docs/gpu.md.
+
+    `verdict` is None for information, which changes no verdict.
+    """
+
+    code: str
+    verdict: GpuVerdict | None
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GpuState:
+    """One GPU: its own verdict, and every reason that stands, worst first."""
+
+    index: int
+    uuid: str = ""
+    verdict: GpuVerdict = GpuVerdict.UNKNOWN
+    reasons: tuple[GpuReason, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class GpuReport:
-    """The GPU verdict with its reason; `count` is the number of GPUs NVML showed."""
+    """The node's GPU verdict with its reason; `count` is the number of GPUs NVML showed.
+
+    `alone` and `together` are the verdicts for endpoints of one GPU and of several (which also use the links between them),
+    None where they are the node's; `usable` is how many GPUs endpoints may count on, None for all. `gpus` are the GPUs one
+    by one, `reasons` what stands against the node as a whole.
+    """
 
     verdict: GpuVerdict = GpuVerdict.UNKNOWN
     reason: str = "not probed yet"
     count: int = 0
+    alone: GpuVerdict | None = None
+    together: GpuVerdict | None = None
+    usable: int | None = None
+    gpus: tuple[GpuState, ...] = ()
+    reasons: tuple[GpuReason, ...] = ()
+
+    def verdict_for(self, gpus: int) -> GpuVerdict:
+        """Return the verdict for an endpoint that needs so many GPUs (at least one), judged by what it uses."""
+        if self.usable is not None and gpus > self.usable:
+            return GpuVerdict.DEGRADED if self.verdict is GpuVerdict.HEALTHY else self.verdict
+        return (self.together if gpus > 1 else self.alone) or self.verdict
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -118,10 +118,10 @@ def _doubts(want: EndpointWant, inventory: Inventory) -> Iterator[tuple[_Proof, 
         yield from _image_doubt(image, inventory)
     for model in want.models:
         yield from _model_doubt(model, inventory)
-    if want.gpus > 0 and inventory.gpu.verdict is not GpuVerdict.HEALTHY:
-        unknown = inventory.gpu.verdict is GpuVerdict.UNKNOWN
-        reason = f"it needs {want.gpus} GPU and the verdict is {inventory.gpu.verdict}: {inventory.gpu.reason}"
-        yield _Proof.UNKNOWN if unknown else _Proof.REFUTED, reason
+    verdict = inventory.gpu.verdict_for(want.gpus) if want.gpus > 0 else GpuVerdict.HEALTHY
+    if verdict is not GpuVerdict.HEALTHY:
+        reason = f"it needs {want.gpus} GPU and the verdict is {verdict}: {inventory.gpu.reason}"
+        yield _Proof.UNKNOWN if verdict is GpuVerdict.UNKNOWN else _Proof.REFUTED, reason
     if not inventory.proved:
         yield _Proof.UNKNOWN, "the proof of what is on this node is not through"
 

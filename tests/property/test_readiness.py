@@ -66,7 +66,14 @@ inventories = st.builds(
     images=image_states,
     models=model_states,
     resolved=st.dictionaries(st.sampled_from([str(u) for u in URIS]), st.sampled_from(DIGESTS)),
-    gpu=st.builds(GpuReport, verdict=st.sampled_from(GpuVerdict), reason=st.text(max_size=20)),
+    gpu=st.builds(
+        GpuReport,
+        verdict=st.sampled_from(GpuVerdict),
+        reason=st.text(max_size=20),
+        alone=st.none() | st.sampled_from(GpuVerdict),
+        together=st.none() | st.sampled_from(GpuVerdict),
+        usable=st.none() | st.integers(0, 8),
+    ),
     proved=st.booleans(),
 )
 settings = st.sampled_from(["gpu", "windows", "off"])
@@ -113,7 +120,7 @@ def test_no_endpoint_is_ready_without_proof_of_all_of_it(
         want = by_label[label]
         assert inventory.proved
         assert want.images or want.models
-        assert want.gpus == 0 or inventory.gpu.verdict is GpuVerdict.HEALTHY
+        assert want.gpus == 0 or inventory.gpu.verdict_for(want.gpus) is GpuVerdict.HEALTHY
         for image in want.images:
             state = inventory.images[image.ref]
             assert state.level is ImageLevel.UNPACKED

@@ -57,6 +57,23 @@ def test_sick_gpus_concern_only_endpoints_that_need_one() -> None:
     assert LABEL not in judge(sick, gpus=1).labels
 
 
+@pytest.mark.parametrize(
+    ("report", "ready_for"),
+    [
+        ({"verdict": GpuVerdict.DEGRADED, "alone": GpuVerdict.HEALTHY}, {1}),  # a link between GPUs is down
+        ({"verdict": GpuVerdict.DEGRADED, "together": GpuVerdict.HEALTHY}, {2, 8}),
+        ({"verdict": GpuVerdict.HEALTHY, "alone": GpuVerdict.UNKNOWN, "together": GpuVerdict.UNHEALTHY}, set()),
+        (
+            {"verdict": GpuVerdict.DEGRADED, "alone": GpuVerdict.HEALTHY, "together": GpuVerdict.HEALTHY, "usable": 7},
+            {1, 2},
+        ),
+    ],
+)
+def test_gpus_are_judged_by_what_the_endpoint_uses(report: dict[str, object], ready_for: set[int]) -> None:
+    found = warm(gpu=GpuReport(count=8, **report))  # type: ignore[arg-type]
+    assert {n for n in (1, 2, 8) if LABEL in judge(found, gpus=n).labels} == ready_for
+
+
 def test_an_unresolved_model_counts_once_the_agent_has_resolved_it() -> None:
     want = assigned(endpoint(models=(ModelWant(name="llama", uri=URI),)))
     assert LABEL not in readiness(want, warm(), START).labels
