@@ -204,3 +204,8 @@ def parse_digest(text: str) -> Digest:
     if not _DIGEST.fullmatch(text):
         raise Invalid(f"digest {cut(text, 100)!r} is not sha256: and 64 hex digits")
     return Digest(text)
+
+
+def is_digest(text: str) -> bool:
+    """Say whether `text` is `sha256:<64 hex>`."""
+    return _DIGEST.fullmatch(text) is not None

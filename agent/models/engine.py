@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,10 +59,13 @@ class Engine:
         done, fetched = self._transfer.counts()
         return Progress(done_bytes=done, total_bytes=self._transfer.manifest.size_bytes, fetched_bytes=fetched)
 
-    async def download(self, manifest: Manifest, source: S3Source, directory: Path) -> tuple[FileProof, ...]:
+    async def download(
+        self, manifest: Manifest, source: S3Source, directory: Path, have: Sequence[FileProof] = ()
+    ) -> tuple[FileProof, ...]:
         """Bring every byte of a version below `directory`, checked and fsynced, and say how each file was proved.
 
-        Resumes from a journal of the same version. Cancellable at once; what is on disk then can be resumed.
+        Resumes from a journal of the same version. Files in `have` are proved already and lie elsewhere: nothing of them is
+        fetched or touched. Cancellable at once; what is on disk then can be resumed.
 
         Raises:
             SourceChanged: an object was replaced: discard `directory` and resolve again.
@@ -77,13 +80,14 @@ class Engine:
         try:
             part_bytes = journaled.part_bytes if journaled else self.part_bytes
             files = RangeFiles(Tree(directory / "files"))
-            await in_thread(_prepare, manifest, files, directory)
+            await in_thread(_prepare, manifest, files, directory, {p.path for p in have})
             transfer = Transfer(
                 manifest,
                 files,
                 journal,
                 parts=parts_of(manifest, part_bytes),
                 claimed=journaled.sums if journaled else {},
+                have=have,
             )
         except BaseException:
             journal.close()
@@ -176,15 +180,15 @@ async def _until(ended: asyncio.Event, source: S3Source, transfer: Transfer) -> 
                 continue  # the old ones may still do; a range that is denied says so
 
 
-def _prepare(manifest: Manifest, files: RangeFiles, directory: Path) -> None:
+def _prepare(manifest: Manifest, files: RangeFiles, directory: Path, have: Collection[str]) -> None:
     (directory / "files").mkdir(exist_ok=True)
-    files.prepare({o.path: o.size for o in manifest.objects})
+    files.prepare({o.path: o.size for o in manifest.objects if o.path not in have})
 
 
 def _finish_empty(transfer: Transfer) -> tuple[FileProof, ...]:
     """Finish the objects that have no bytes, and put all proofs in order."""
     for entry in transfer.manifest.objects:
-        if not entry.size:
+        if not entry.size and entry.path not in transfer.proofs:
             proof = check_whole(entry, [], lambda _hasher: None)
             transfer.files.finish(entry.path, 0)
             transfer.proofs[entry.path] = FileProof(path=entry.path, crc64=0, proof=proof)

@@ -40,8 +40,7 @@ class Shelf:
         """Put the root in order and adopt what is there."""
         found = await self._disk(self.store.open)
         self.versions = {v.digest: v for v in found.versions}
-        for digest, _ in found.broken:
-            await self._disk(self.views.drop_version, digest)
+        await self._disk(self.views.sweep_orphans, self.versions.keys())
         return found
 
     async def prove(self, withdraw: Callable[[Digest, str], None]) -> None:
@@ -150,8 +149,9 @@ class Shelf:
         """Say who uses a version; "" for nobody."""
 
         def why() -> str:
-            users = self.references.users(digest)
-            if users:
+            if digest in self.store.pinned():
+                return "it is pinned"
+            if users := self.references.users(digest):
                 return f"{len(users)} pod(s) use it, among them {users[0]}"
             holders = self._open_in(digest)
             return f"process {min(holders)} has a file of it open" if holders else ""
@@ -168,15 +168,16 @@ class Shelf:
         `still` withdraws what is left of the claim and is called right before the rename, on the loop.
         """
         async with self._lock:
-            if await in_thread(self.references.users, digest) or not still():
+            if await in_thread(self._is_held, digest) or not still():
                 return False
-            self.versions.pop(digest, None)
-            await in_thread(self._remove, digest)
-            return True
+            version = self.versions.pop(digest, None)
+            removed = await in_thread(self.store.remove_unpinned, digest, lambda: self.views.drop_version(digest))
+            if not removed and version is not None:
+                self.versions[digest] = version  # pinned in this moment
+            return removed
 
-    def _remove(self, digest: Digest) -> None:
-        self.views.drop_version(digest)
-        self.store.remove(digest)
+    def _is_held(self, digest: Digest) -> bool:
+        return bool(self.references.users(digest)) or digest in self.store.pinned()
 
     async def _disk(self, work: Callable[..., T], *args: object) -> T:
         async with self._lock:

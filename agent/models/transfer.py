@@ -73,20 +73,21 @@ class Transfer:
         *,
         parts: Iterable[Part],
         claimed: Mapping[tuple[int, int], RangeSums],
+        have: Iterable[FileProof] = (),
     ) -> None:
         self.manifest, self.files, self.journal = manifest, files, journal
         self.stop = threading.Event()
         self.lock = threading.Lock()
-        self.queue = deque(parts)
+        self.proofs = {p.path: p for p in have}
+        self.queue = deque(p for p in parts if manifest.objects[p.file].path not in self.proofs)
         self._parts: dict[int, list[Part]] = {}
         for part in self.queue:
             self._parts.setdefault(part.file, []).append(part)
         self._claimed = dict(claimed)
         self._sums: dict[int, dict[int, RangeSums]] = {}
         self._again: set[int] = set()
-        self.proofs: dict[str, FileProof] = {}
         self.error: BaseException | None = None
-        self._done = self._fetched = 0
+        self._done, self._fetched = sum(o.size for o in manifest.objects if o.path in self.proofs), 0
         self.renewed_at = float("-inf")
         self.renew_lock = threading.Lock()
         self.with_versions = True  # turns False where only the plain key may be read; If-Match guards it all the same

@@ -1,7 +1,8 @@
 """One committed version on disk: `manifest.json`, how it is written, and the quick proof that nothing was changed since.
 
 The file records size, mtime and inode of every file as they were at commit; a truncated, rewritten, replaced or missing
-file differs in one of them. The record lies beside `files/`, so no object key can collide with it.
+file differs in one of them. Not ctime: every hard link, of a view or another version, changes it. The record lies beside
+`files/`, so no object key can collide with it.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import json
 import os
 import stat
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from agent.core.errors import Invalid, PrewarmError, cut
 from agent.core.refs import Digest
 from agent.models.checksum import proof_of
 from agent.models.manifest import Manifest, manifest_from_json, manifest_to_json
+from agent.models.parts import UNKNOWN, PartSums
 from agent.models.paths import Tree, write_durably
 from agent.models.transfer import FileProof
 
@@ -29,13 +31,20 @@ MAX_RECORD_BYTES = 64 << 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileRecord:
-    """One file as it was at commit."""
+    """One file as it was at commit: how its bytes were proved, and the checksums of its parts where they are known."""
 
     path: str
     size: int
     mtime_ns: int
     inode: int
     crc64: int
+    proof: str = ""
+    sums: PartSums = UNKNOWN
+
+    @property
+    def proved(self) -> FileProof:
+        """What the download said of it."""
+        return FileProof(path=self.path, crc64=self.crc64, proof=self.proof)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,12 +59,20 @@ class Version:
 
 
 def record_version(
-    directory: Path, manifest: Manifest, proofs: Iterable[FileProof], now: datetime, files: Path | None = None
+    directory: Path,
+    manifest: Manifest,
+    proofs: Iterable[FileProof],
+    now: datetime,
+    files: Path | None = None,
+    sums: Mapping[str, PartSums] | None = None,
 ) -> Version:
-    """Stat every file below `files` (default: `directory/files`) and write `directory/manifest.json` durably."""
+    """Stat every file below `files` (default: `directory/files`) and write `directory/manifest.json` durably.
+
+    `sums` are the checksums of the files' parts, by path, as far as they are known.
+    """
     tree = Tree(files or directory / "files")
     checked = tuple(proofs)
-    records = tuple(_record(tree, p) for p in checked)
+    records = tuple(file_record(tree, p, (sums or {}).get(p.path, UNKNOWN)) for p in checked)
     version = Version(
         digest=manifest.digest,
         manifest=manifest,
@@ -68,26 +85,59 @@ def record_version(
     return version
 
 
-def _record(tree: Tree, proof: FileProof) -> FileRecord:
+def file_record(tree: Tree, proof: FileProof, sums: PartSums) -> FileRecord:
+    """Return the record of a complete file as it is now."""
     found = tree.stat(proof.path)
     return FileRecord(
-        path=proof.path, size=found.st_size, mtime_ns=found.st_mtime_ns, inode=found.st_ino, crc64=proof.crc64
+        path=proof.path,
+        size=found.st_size,
+        mtime_ns=found.st_mtime_ns,
+        inode=found.st_ino,
+        crc64=proof.crc64,
+        proof=proof.proof,
+        sums=sums,
     )
 
 
 def _to_json(version: Version) -> dict[str, object]:
-    files = {
-        f.path: {"size": f.size, "mtimeNs": f.mtime_ns, "inode": f.inode, "crc64nvme": f"{f.crc64:016x}"}
-        for f in version.files
-    }
     return {
         "format": FORMAT,
         "digest": version.digest,
         "proof": version.proof,
         "committed": version.committed,
         "manifest": manifest_to_json(version.manifest),
-        "files": files,
+        "files": {f.path: record_to_json(f) for f in version.files},
     }
+
+
+def record_to_json(record: FileRecord) -> dict[str, object]:
+    """Return a file's record as JSON values; readers of format 1 pass over what they do not know."""
+    return {
+        "size": record.size,
+        "mtimeNs": record.mtime_ns,
+        "inode": record.inode,
+        "crc64nvme": f"{record.crc64:016x}",
+        "proof": record.proof,
+        "partBytes": record.sums.part_bytes,
+        "parts": record.sums.crcs.hex(),
+    }
+
+
+def record_from_json(path: str, value: Mapping[str, Any]) -> FileRecord:
+    """Read a file's record back; the last three fields are younger than the format, and may be missing.
+
+    Raises:
+        KeyError, TypeError, ValueError: it is none.
+    """
+    return FileRecord(
+        path=path,
+        size=int(value["size"]),
+        mtime_ns=int(value["mtimeNs"]),
+        inode=int(value["inode"]),
+        crc64=int(value["crc64nvme"], 16),
+        proof=str(value.get("proof", "")),
+        sums=PartSums(part_bytes=int(value.get("partBytes", 0)), crcs=bytes.fromhex(value.get("parts", ""))),
+    )
 
 
 def load_version(directory: Path) -> Version:
@@ -111,21 +161,14 @@ def _from_json(value: Mapping[str, Any]) -> Version:
     manifest = manifest_from_json(value["manifest"])
     if manifest.digest != value["digest"]:
         raise Invalid("it does not describe the version its digest names")
-    files = tuple(
-        FileRecord(
-            path=o.path,
-            size=int(value["files"][o.path]["size"]),
-            mtime_ns=int(value["files"][o.path]["mtimeNs"]),
-            inode=int(value["files"][o.path]["inode"]),
-            crc64=int(value["files"][o.path]["crc64nvme"], 16),
-        )
-        for o in manifest.objects
-    )
+    proof = str(value["proof"])
+    records = (record_from_json(o.path, value["files"][o.path]) for o in manifest.objects)
+    files = tuple(r if r.proof else replace(r, proof=proof) for r in records)
     return Version(
         digest=manifest.digest,
         manifest=manifest,
         files=files,
-        proof=str(value["proof"]),
+        proof=proof,
         committed=str(value["committed"]),
     )
 
@@ -133,17 +176,22 @@ def _from_json(value: Mapping[str, Any]) -> Version:
 def broken_file(version: Version, files: Path) -> str:
     """Compare every file below `files` with the record; "" if all agree, else one sentence naming the first that differs."""
     tree = Tree(files)
-    for record in version.files:
-        try:
-            found = tree.stat(record.path)
-        except OSError as error:
-            return f"{cut(ascii(record.path), 200)} cannot be read: {cut(os.strerror(error.errno or 0), 60)}"
-        if not stat.S_ISREG(found.st_mode):
-            return f"{cut(ascii(record.path), 200)} is no longer a file"
-        if found.st_size != record.size:
-            return f"{cut(ascii(record.path), 200)} has {found.st_size} bytes, was committed with {record.size}"
-        if found.st_ino != record.inode:
-            return f"{cut(ascii(record.path), 200)} was replaced since it was committed"
-        if found.st_mtime_ns != record.mtime_ns:
-            return f"{cut(ascii(record.path), 200)} was written to since it was committed"
+    return next((why for record in version.files if (why := why_broken(record, tree))), "")
+
+
+def why_broken(record: FileRecord, tree: Tree) -> str:
+    """Compare one file with its record; "" if it is as it was, else one sentence."""
+    name = cut(ascii(record.path), 200)
+    try:
+        found = tree.stat(record.path)
+    except OSError as error:
+        return f"{name} cannot be read: {cut(os.strerror(error.errno or 0), 60)}"
+    if not stat.S_ISREG(found.st_mode):
+        return f"{name} is no longer a file"
+    if found.st_size != record.size:
+        return f"{name} has {found.st_size} bytes, was committed with {record.size}"
+    if found.st_ino != record.inode:
+        return f"{name} was replaced since it was committed"
+    if found.st_mtime_ns != record.mtime_ns:
+        return f"{name} was written to since it was committed"
     return ""

@@ -96,6 +96,12 @@ class Views:
                 _remove_empty(path)
                 _remove_empty(path.parent)
 
+    def sweep_orphans(self, committed: Collection[Digest]) -> None:
+        """Remove the views of versions that are not committed: a removal was interrupted."""
+        for _, digest, path in list(self.existing()):
+            if digest not in committed:
+                self._drop(path)
+
     def drop_version(self, digest: Digest) -> None:
         """Remove every view of one version."""
         for _, found, path in list(self.existing()):
