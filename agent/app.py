@@ -28,11 +28,13 @@ from agent.observe.logging import setup_logging
 
 if TYPE_CHECKING:
     from agent.core.assignment import Assignment
+    from agent.core.latest import Latest
     from agent.core.refs import Digest, ModelUri
     from agent.images.client import ContainerdClient
     from agent.node.assignment_source import KeptAssignment
     from agent.node.loop import Decisions, Facts
     from agent.observe.metrics import Metrics
+    from agent.plan.memory_budget import Requests
 
 log = structlog.get_logger(__name__)
 
@@ -125,9 +127,12 @@ async def compose_agent(process: Process) -> None:
     Raises:
         Invalid: settings that do not go together.
     """
-    from agent.core.inventory import GpuReport, Inventory, ModelsView
+    from agent.core.inventory import GpuReport, Inventory, MemoryView, ModelsView
     from agent.core.latest import Latest
     from agent.gpu.service import GpuService
+    from agent.models.memory_group import MemoryGroup, group_name
+    from agent.models.memory_tier import MemoryTier
+    from agent.models.resident import files_of
     from agent.models.service import ModelService
     from agent.node.local_api import LocalApi, LocalCells
     from agent.node.loop import DecideLoop, Decisions, Facts
@@ -149,6 +154,7 @@ async def compose_agent(process: Process) -> None:
         assignment=Latest(None),
         images=Latest({}),
         models=Latest(ModelsView()),
+        memory=Latest(MemoryView()),
         gpu=Latest(GpuReport()),
         waiting=Latest(frozenset()),
     )
@@ -162,6 +168,17 @@ async def compose_agent(process: Process) -> None:
         heartbeat=heartbeat,
         rules=None if settings.plan else settings.sources,
         sandboxes=containerd,
+    )
+    requests: Latest[Requests | None] = Latest(None)
+    memory = MemoryTier(
+        plan=decided.plan,
+        memory=facts.memory,
+        requests=requests,
+        group=MemoryGroup(Path("/sys/fs/cgroup"), group_name(node, settings.root)),
+        files=files_of(models.directory),
+        clock=clock,
+        setting=settings.memory_budget,
+        observer=metrics,
     )
     gpu = GpuService(gpu=facts.gpu, settings=settings, clock=clock, heartbeat=heartbeat, observer=metrics)
     limits = Limits(warm_ahead=settings.warm_ahead, high_watermark=settings.high_watermark)
@@ -198,13 +215,13 @@ async def compose_agent(process: Process) -> None:
     )
     hydrations = HydrationWatch(models=facts.models, clock=clock, observer=metrics)
     windows = WindowWatch(assignment=facts.assignment, readiness=decided.readiness, clock=clock, observer=metrics)
-    process.services += [models, gpu, decide, local, hydrations, windows]
+    process.services += [models, memory, gpu, decide, local, hydrations, windows]
     if settings.plan:
         from agent.node.assignment_source import PlanFileService
 
         process.services.append(PlanFileService(path=Path(settings.plan), assignment=facts.assignment, clock=clock))
     else:
-        await _in_cluster(process, node, facts, decided, metrics)
+        await _in_cluster(process, node, facts, decided, metrics, requests)
 
 
 def _images(process: Process, facts: Facts, decided: Decisions, metrics: Metrics) -> ContainerdClient | None:
@@ -230,11 +247,19 @@ def _images(process: Process, facts: Facts, decided: Decisions, metrics: Metrics
     return client
 
 
-async def _in_cluster(process: Process, node: str, facts: Facts, decided: Decisions, metrics: Metrics) -> None:
+async def _in_cluster(
+    process: Process,
+    node: str,
+    facts: Facts,
+    decided: Decisions,
+    metrics: Metrics,
+    requests: Latest[Requests | None],
+) -> None:
     """Add what an agent under Kubernetes has: its assignment, its Node's publisher, its NodeWarmup's status, cold starts."""
     from agent.core.assignment import Assignment
     from agent.core.latest import Latest
     from agent.kube.api import KubeApi
+    from agent.kube.memory import memory_requests
     from agent.kube.objects import NodeView, NodeWarmupView, PodView
     from agent.kube.resources import NODES, NODEWARMUPS, PODS
     from agent.kube.watch import Listing, Selection, Watch
@@ -245,6 +270,7 @@ async def _in_cluster(process: Process, node: str, facts: Facts, decided: Decisi
     from agent.observe.answers import AnswerReader
     from agent.observe.coldstart import ColdStarts
     from agent.observe.counted import CountedWriter
+    from agent.plan.memory_budget import Requests
 
     settings, clock = process.settings, process.clock
     api = await KubeApi.connect(settings.kubeconfig)
@@ -267,6 +293,10 @@ async def _in_cluster(process: Process, node: str, facts: Facts, decided: Decisi
             facts.assignment.set(found.assignment)
         elif found is not None:
             log.warning("the NodeWarmup cannot be read, the last assignment stands", error=found.problem)
+
+    def requested(_: object) -> None:
+        if pods.get().synced and (found := memory_requests(own.get(), pods.get().items.values())):
+            requests.set(Requests(allocatable_bytes=found[0], requested_bytes=found[1]))
 
     publisher = Publisher(node=own, readiness=decided.readiness, writer=writer, clock=clock, rng=random.Random())  # noqa: S311 (jitter)
     status = StatusPublisher(
@@ -296,6 +326,8 @@ async def _in_cluster(process: Process, node: str, facts: Facts, decided: Decisi
         Watch(api, PODS, pods, clock=clock, select=Selection(fields=f"spec.nodeName={node}")),
         Relay("assignment", warmups, assigned),
         Relay("own node", nodes, lambda listing: own.set(listing.only() or own.get())),
+        Relay("memory requests of pods", pods, requested),
+        Relay("allocatable memory", own, requested),
         KeepingService(assignment=facts.assignment, kept=kept, current=current),
         publisher,
         status,

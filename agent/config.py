@@ -114,6 +114,10 @@ def _size(value: object) -> int:
     return parse_size(str(value))
 
 
+def _budget(value: object) -> int | None:
+    return None if value == "auto" else parse_size(str(value))
+
+
 def _choice(*words: str) -> Callable[[object], str]:
     def parse(value: object) -> str:
         if value not in words:
@@ -154,6 +158,9 @@ class Settings:
     connections: int = setting(8, _whole, "S3 connections of this node")
     bandwidth: int = setting("0", _size, "bytes per second for background downloads; 0: no cap")
     high_watermark: float = setting("0.85", _share, "share of the store's file system that models may fill it to")
+    memory_budget: int | None = setting(
+        "auto", _budget, "most memory for weights of endpoints with memory: on; auto: what pods have not requested"
+    )
     warm_ahead: timedelta = setting("30m", _duration, "start this long before the latest safe start of a window")
     proof_interval_seconds: float = setting(
         "15s", _seconds, "how often everything claimed is proved again; at most 25s"

@@ -25,6 +25,7 @@ from agent.demand.windows import windows
 from agent.kube.objects import WorkloadView
 from agent.kube.parse import parse_workload
 from agent.plan.decision import EndpointPlan, NodePlan
+from agent.plan.memory import memory_start
 from agent.plan.planning import Limits, plan
 
 _WORKLOADS = ("Deployment", "StatefulSet")
@@ -129,6 +130,7 @@ def _want(endpoint: Endpoint, now: datetime) -> EndpointWant:
         images=tuple(ImageWant(ref=ref) for ref in endpoint.images),
         models=tuple(ModelWant(name=m.name, uri=m.uri) for m in endpoint.models),
         windows=windows(endpoint, now),
+        memory=endpoint.memory,
     )
 
 
@@ -141,12 +143,21 @@ def _as_text(decided: NodePlan, problems: Sequence[tuple[str, Problem]], now: da
         yield f"{told.want.key}"
         yield f"  now      {told.stage}: {told.reason}"
         yield from _times(told, now)
+        yield from _memory(told)
         yield from (f"  image    {image.ref}" for image in told.want.images)
         yield from (f"  model    {model.name} = {model.uri}{_size(model)}" for model in told.want.models)
 
 
 def _size(model: ModelWant) -> str:
     return f" ({format_size(model.size_bytes)})" if model.size_bytes else ""
+
+
+def _memory(told: EndpointPlan) -> Iterator[str]:
+    if told.want.memory and told.want.models:
+        sizes = sum(m.size_bytes for m in told.want.models)
+        start = min((memory_start(w, sizes) for w in told.want.windows), default=None)
+        when = f" from {format_time(start)} until the window ends" if start else ", in windows only: there is none"
+        yield f"  memory   the weights are also kept in page cache{when}, as far as the node's budget goes"
 
 
 def _times(told: EndpointPlan, now: datetime) -> Iterator[str]:
@@ -174,6 +185,7 @@ def _as_json(decided: NodePlan, problems: Sequence[tuple[str, Problem]]) -> dict
                 "windows": [
                     {"readyBy": format_time(w.ready_by), "until": format_time(w.until)} for w in told.want.windows
                 ],
+                "memory": told.want.memory,
                 "images": [str(i.ref) for i in told.want.images],
                 "models": [{"name": m.name, "uri": str(m.uri)} for m in told.want.models],
             }

@@ -73,6 +73,7 @@ class EndpointWant:
     images: tuple[ImageWant, ...] = ()
     models: tuple[ModelWant, ...] = ()
     windows: tuple[Window, ...] = ()
+    memory: bool = False  # during windows also keep the weights in the page cache
     container: str = ""
     metrics: str = ""  # "port/path" of the serving container's Prometheus endpoint, "" to find it
 

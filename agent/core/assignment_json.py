@@ -78,6 +78,7 @@ def _endpoint(value: object, where: str) -> EndpointWant:
         images=_list(item, "images", where, _image),
         models=models,
         windows=tuple(sorted(_list(item, "windows", where, _window))),
+        memory=_flag(item, "memory", where),
         container=_text(item, "container", where),
         metrics=_text(item, "metrics", where),
     )
@@ -150,6 +151,7 @@ def _format_endpoint(e: EndpointWant) -> dict[str, object]:
             }
             for w in e.windows
         ],
+        "memory": e.memory,
         "container": e.container,
         "metrics": e.metrics,
     }
@@ -186,6 +188,13 @@ def _text(item: Json, key: str, where: str, *, required: bool = False) -> str:
     value = item.get(key, "")
     if not isinstance(value, str) or (required and not value) or any(not c.isprintable() for c in value):
         raise Invalid(f"{where}.{key}: expected text, found {cut(value, 60)!r}")
+    return value
+
+
+def _flag(item: Json, key: str, where: str) -> bool:
+    value = item.get(key, False)
+    if not isinstance(value, bool):
+        raise Invalid(f"{where}.{key}: expected true or false, found {cut(value, 60)!r}")
     return value
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
 
@@ -19,12 +19,21 @@ class ImageLevel(StrEnum):
     UNPACKED = "unpacked"  # every layer's snapshot is committed in the snapshotter the runtime will use
 
 
+RESIDENT_SHARE = 0.95  # of a version's bytes, measured in the page cache
+
+
 class ModelLevel(StrEnum):
-    """How warm a model version is; `resident` follows with the memory tier."""
+    """How warm a model version is."""
 
     ABSENT = "absent"
     PARTIAL = "partial"
     COMMITTED = "committed"  # every byte checked
+    RESIDENT = "resident"  # committed, and RESIDENT_SHARE of it in the page cache
+
+    @property
+    def committed(self) -> bool:
+        """True if every byte is on disk and checked, in memory or not."""
+        return self in (ModelLevel.COMMITTED, ModelLevel.RESIDENT)
 
 
 class GpuVerdict(StrEnum):
@@ -60,6 +69,7 @@ class ModelState:
     level: ModelLevel = ModelLevel.ABSENT
     done_bytes: int = 0
     total_bytes: int = 0
+    resident_bytes: int = 0  # in the page cache, where that was asked for and measured
     rate_bytes_per_second: float = 0.0
     busy: bool = False
     proof: str = ""  # how the bytes were checked: "crc64nvme", "sha256", "md5", … or "source unproved"
@@ -135,6 +145,30 @@ class ModelsView:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Residency:
+    """What the page cache holds of one version, as last measured, and why it is there or not; `retry_at`: not before."""
+
+    resident_bytes: int = 0
+    reason: str = ""
+    retry_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryView:
+    """What the memory tier publishes.
+
+    `budget_bytes` is what it may hold now (None: not known yet) and `basis` the numbers that come from; `held_bytes` is what
+    its cgroup is charged; `off` says why this node has no memory tier, "" where it has one.
+    """
+
+    states: Mapping[Digest, Residency] = field(default_factory=dict)
+    budget_bytes: int | None = None
+    held_bytes: int = 0
+    basis: str = ""
+    off: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Inventory:
     """Everything proved on this node at one moment.
 
@@ -151,5 +185,25 @@ class Inventory:
     unresolved: Mapping[str, str] = field(default_factory=dict)
     gpu: GpuReport = GpuReport()
     cache: CacheUse = CacheUse()
+    memory: MemoryView = MemoryView()
     waiting: frozenset[EndpointKey] = frozenset()
     proved: bool = False
+
+
+def with_residency(models: Mapping[Digest, ModelState], memory: MemoryView) -> Mapping[Digest, ModelState]:
+    """Return the models as the memory tier measured them: a committed version that is in memory is `resident`."""
+    if not memory.states:
+        return models
+    return {d: _measured(s, memory.states[d]) if d in memory.states else s for d, s in models.items()}
+
+
+def _measured(state: ModelState, found: Residency) -> ModelState:
+    if not state.level.committed:
+        return state
+    resident = state.total_bytes > 0 and found.resident_bytes >= RESIDENT_SHARE * state.total_bytes
+    return replace(
+        state,
+        level=ModelLevel.RESIDENT if resident else ModelLevel.COMMITTED,
+        resident_bytes=found.resident_bytes,
+        reason="; ".join(r for r in (state.reason, found.reason) if r),
+    )

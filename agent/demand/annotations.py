@@ -59,7 +59,6 @@ _WORDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "layout": ("files", "triton"),
         "predict": ("off", "on", "shadow"),
-        "memory": ("off", "on"),
         "min-scale": ("off", "recommend", "apply"),
         "provision": ("off", "on"),
     }
@@ -155,6 +154,7 @@ def _read(reader: _Reader, workload: WorkloadView, key: EndpointKey, defaults: D
         lead=reader.value("lead", values.lead, DEFAULT_LEAD),
         nodes=reader.value("nodes", values.nodes, DEFAULT_NODES),
         images=_images(reader, workload.spec),
+        memory=reader.value("memory", values.switch, False),
         priority=reader.value("priority", values.priority, DEFAULT_PRIORITY),
         gpus=_gpus(workload.spec),
         container=reader.value("container", lambda text: _container(text, workload.spec), ""),

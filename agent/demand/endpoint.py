@@ -47,6 +47,7 @@ class Endpoint:
     lead: timedelta = DEFAULT_LEAD
     nodes: int | None = DEFAULT_NODES
     images: tuple[ImageRef, ...] = ()
+    memory: bool = False  # also keep the weights in page cache during windows
     priority: int = DEFAULT_PRIORITY
     gpus: int = 0  # what one pod needs at a time
     container: str = ""  # the serving container, "" to find it

@@ -83,6 +83,11 @@ def images(text: str) -> tuple[ImageRef, ...] | bool:
     return tuple(dict.fromkeys(parse_image_ref(item) for item in _items(text, "\n,", "on, off or image names")))
 
 
+def switch(text: str) -> bool:
+    """Parse `on` or `off`."""
+    return word(text, "on", "off") == "on"
+
+
 def container(text: str) -> str:
     """Parse a container's name."""
     name = text.strip()

@@ -148,6 +148,7 @@ class Drafter:
             images=tuple(ImageWant(ref=i, digest=_digest(i, state.resolutions)) for i in endpoint.images),
             models=tuple(models),
             windows=self._windows[endpoint.key].windows,
+            memory=endpoint.memory,
             container=endpoint.container,
             metrics=endpoint.metrics,
         )

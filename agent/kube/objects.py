@@ -142,6 +142,7 @@ class PodView:
     pod_ip: str = ""
     created: datetime | None = None
     deleting: bool = False
+    memory_request_bytes: int = 0
     spec: PodSpecView = PodSpecView()
     conditions: tuple[Condition, ...] = ()
     containers: tuple[ContainerStatusView, ...] = ()

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from agent.core.assignment_json import parse_assignment
 from agent.core.errors import Invalid
+from agent.kube.memory import pod_memory_request
 from agent.kube.objects import (
     Condition,
     ContainerStatusView,
@@ -72,6 +73,7 @@ def parse_pod(item: Json) -> PodView:
         pod_ip=_text(status, "podIP"),
         created=_time(meta, "creationTimestamp"),
         deleting="deletionTimestamp" in meta,
+        memory_request_bytes=pod_memory_request(spec),
         spec=parse_pod_spec(spec),
         conditions=_conditions(status),
         containers=tuple(_container_status(c) for c in _maps(status, "containerStatuses")),

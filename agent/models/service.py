@@ -104,6 +104,10 @@ class ModelService:
         """Return where an endpoint's pods see a version."""
         return self._shelf.views.directory(endpoint, digest)
 
+    def directory(self, digest: Digest) -> Path:
+        """Return where a committed version lies in the store."""
+        return self._store.directory(digest)
+
     async def add(self, pod_uid: str, digests: Sequence[Digest]) -> None:
         """Note durably that a pod uses these versions.
 

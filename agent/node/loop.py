@@ -15,7 +15,15 @@ import structlog
 from agent.core.assignment import Assignment
 from agent.core.clock import Clock
 from agent.core.heartbeat import GPU, Heartbeat
-from agent.core.inventory import GpuReport, GpuVerdict, ImageState, Inventory, ModelsView
+from agent.core.inventory import (
+    GpuReport,
+    GpuVerdict,
+    ImageState,
+    Inventory,
+    MemoryView,
+    ModelsView,
+    with_residency,
+)
 from agent.core.latest import Latest, Signal
 from agent.core.names import READY
 from agent.core.refs import EndpointKey, ImageRef
@@ -36,6 +44,7 @@ class Facts:
     assignment: Latest[Assignment | None]
     images: Latest[Mapping[ImageRef, ImageState]]
     models: Latest[ModelsView]
+    memory: Latest[MemoryView]
     gpu: Latest[GpuReport]
     waiting: Latest[frozenset[EndpointKey]]
 
@@ -78,7 +87,7 @@ class DecideLoop:
         """Decide until cancelled."""
         signal = Signal()
         f = self._facts
-        cells = (f.assignment, f.images, f.models, f.gpu, f.waiting, self._heartbeat.begun)
+        cells = (f.assignment, f.images, f.models, f.memory, f.gpu, f.waiting, self._heartbeat.begun)
         for cell in cells:
             cell.attach(signal)
         try:
@@ -103,15 +112,16 @@ class DecideLoop:
         return max(0.05, min(waits)) if waits else None
 
     def _inventory(self) -> Inventory:
-        models = self._facts.models.get()
+        models, memory = self._facts.models.get(), self._facts.memory.get()
         return Inventory(
             boot_id=self._boot_id,
             images=self._facts.images.get(),
-            models=models.states,
+            models=with_residency(models.states, memory),
             resolved=models.resolved,
             unresolved=models.unresolved,
             gpu=self._gpu(),
             cache=models.cache,
+            memory=memory,
             waiting=self._facts.waiting.get(),
             proved=self._proof_age() <= PROOF_AGE_SECONDS,
         )

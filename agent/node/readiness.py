@@ -14,7 +14,7 @@ from enum import StrEnum
 
 from agent.core.assignment import Assignment, EndpointWant, ImageWant, ModelWant
 from agent.core.errors import cut
-from agent.core.inventory import GpuReport, GpuVerdict, ImageLevel, Inventory, ModelLevel
+from agent.core.inventory import GpuReport, GpuVerdict, ImageLevel, Inventory
 from agent.core.names import (
     ANNOTATION_BOOT_ID,
     CONDITION_CACHE,
@@ -141,7 +141,7 @@ def _model_doubt(want: ModelWant, inventory: Inventory) -> Iterator[tuple[_Proof
     state = inventory.models.get(digest) if digest else None
     if state is None:
         yield _unseen(inventory), f"model {want.name} is not {'here' if digest else 'resolved to a version'} yet"
-    elif state.level is not ModelLevel.COMMITTED:
+    elif not state.level.committed:
         yield _Proof.REFUTED, f"model {want.name} is {state.level}" + (f": {state.error}" if state.error else "")
 
 

@@ -25,7 +25,7 @@ Status = Mapping[str, object]
 LIMIT_BYTES = 256 * 1024
 _MAX_ITEMS = 1000
 _TEXT_LIMIT = 300
-_WARM = (str(ImageLevel.UNPACKED), str(ModelLevel.COMMITTED))
+_WARM = (str(ImageLevel.UNPACKED), str(ModelLevel.COMMITTED), str(ModelLevel.RESIDENT))
 _NUMBER = re.compile(r"\d+(?:\.\d+)?(?: ?[kMGTP]?B\b)?")
 
 
@@ -45,6 +45,7 @@ def render_status(
             "used": format_size(inventory.cache.used_bytes),
             "capacity": format_size(inventory.cache.capacity_bytes),
         },
+        "memory": _memory(inventory),
         "gpu": {"verdict": str(inventory.gpu.verdict), "reason": cut(inventory.gpu.reason, _TEXT_LIMIT)},
         "endpoints": [
             {"key": str(e.want.key), "stage": str(e.stage), "reason": cut(e.reason, _TEXT_LIMIT)}
@@ -57,7 +58,7 @@ def render_status(
 
 def signature(status: Status) -> str:
     """Return what a change of must be written: levels and reasons, without the numbers in them."""
-    kept = {k: v for k, v in status.items() if k not in ("cache", "items", "endpoints")}
+    kept = {k: v for k, v in status.items() if k not in ("cache", "memory", "items", "endpoints")}
     rows = [
         {k: row.get(k) for k in ("key", "stage", "ref", "level", "reason", "error")}
         for part in (status.get("endpoints"), status.get("items"))
@@ -109,6 +110,14 @@ def _reason(assignment: Assignment, inventory: Inventory, plan: NodePlan, readin
     return "everything assigned is proved warm" if assignment.endpoints else "no endpoint is assigned to this node"
 
 
+def _memory(inventory: Inventory) -> dict[str, str] | None:
+    """Say what the memory tier holds; None while nothing asks for it."""
+    memory = inventory.memory
+    if memory.budget_bytes is None:
+        return None
+    return {"held": format_size(memory.held_bytes), "budget": format_size(memory.budget_bytes)}
+
+
 def _items(assignment: Assignment, inventory: Inventory, now: datetime) -> Iterator[dict[str, object]]:
     images = {i.ref: i for e in assignment.endpoints for i in e.images}
     models = {str(m.uri): m for e in assignment.endpoints for m in e.models}
@@ -144,6 +153,7 @@ def _model_item(want: ModelWant, state: ModelState | None, inventory: Inventory,
         "level": str(state.level),
         "bytes": state.done_bytes,
         "total": state.total_bytes or want.size_bytes,
+        "resident": state.resident_bytes,
         "eta": format_time(eta) if eta else "",
         "reason": cut(state.reason, _TEXT_LIMIT),
         "error": cut(state.error, _TEXT_LIMIT),
@@ -153,7 +163,7 @@ def _model_item(want: ModelWant, state: ModelState | None, inventory: Inventory,
 
 def eta_of(state: ModelState, now: datetime) -> datetime | None:
     """Return when a running download ends at its present rate; None if nothing can be said (or only nonsense)."""
-    if not state.busy or state.rate_bytes_per_second < 1 or state.level is ModelLevel.COMMITTED:
+    if not state.busy or state.rate_bytes_per_second < 1 or state.level.committed:
         return None
     left = max(0, state.total_bytes - state.done_bytes) / state.rate_bytes_per_second
     return now + timedelta(seconds=left) if left < 365 * 86400 else None

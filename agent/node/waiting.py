@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from agent.core.assignment import Assignment, ModelWant
 from agent.core.errors import Invalid, PrewarmError, cut
-from agent.core.inventory import Inventory, ModelLevel
+from agent.core.inventory import Inventory
 from agent.core.latest import Latest
 from agent.core.refs import Digest, EndpointKey, ModelSource, parse_model_source
 from agent.core.units import format_size
@@ -128,7 +128,7 @@ def _waited(want: ModelWant, inventory: Inventory) -> Waited:
     return Waited(
         name=want.name,
         digest=digest,
-        committed=state is not None and state.level is ModelLevel.COMMITTED,
+        committed=state is not None and state.level.committed,
         done_bytes=state.done_bytes if state else 0,
         total_bytes=(state.total_bytes if state else 0) or want.size_bytes,
     )

@@ -70,6 +70,11 @@ XIDS = _counter("prewarm_gpu_xids_total", "Xids heard, by what they ask for", "c
 API_WRITES = _counter("prewarm_api_writes_total", "Writes to the API server", "kind", "outcome")
 CLAIMS = _counter("prewarm_claims_total", "Endpoint labels written as ready")
 WITHDRAWALS = _counter("prewarm_claim_withdrawals_total", "Endpoint labels removed")
+MEMORY_RELEASES = _counter(
+    "prewarm_memory_releases_total",
+    "Model versions let go of in memory: window over, budget, pressure, or failed to be read",
+    "cause",
+)
 WINDOW_LATENESS = Metric(
     name="prewarm_window_lateness_seconds",
     kind=Kind.HISTOGRAM,
@@ -82,6 +87,9 @@ WINDOWS_MISSED = _counter("prewarm_windows_missed_total", "Windows that ended wi
 ENDPOINT_READY = _gauge("prewarm_endpoint_ready", "1 while this node may claim to be warm", *ENDPOINT_LABELS)
 MODEL_BYTES = _gauge("prewarm_endpoint_model_bytes", "Bytes of an endpoint's model versions", *ENDPOINT_LABELS)
 COMMITTED_BYTES = _gauge("prewarm_endpoint_committed_bytes", "Of these, bytes committed on this node", *ENDPOINT_LABELS)
+RESIDENT_BYTES = _gauge(
+    "prewarm_endpoint_resident_bytes", "Of these, bytes measured in the page cache (memory: on)", *ENDPOINT_LABELS
+)
 IMAGES = _gauge("prewarm_images", "Images this node was asked for, by level", "level")
 MODELS = _gauge("prewarm_models", "Model versions known on this node, by level", "level")
 GPU_VERDICT = _gauge("prewarm_gpu_verdict", "1 for the verdict that holds", "verdict")
@@ -89,6 +97,8 @@ GPUS = _gauge("prewarm_gpus", "GPUs that NVML shows")
 STORE_USED = _gauge("prewarm_store_used_bytes", "Bytes in the model store")
 STORE_FREE = _gauge("prewarm_store_free_bytes", "Bytes free on its file system")
 STORE_CAPACITY = _gauge("prewarm_store_capacity_bytes", "Size of its file system in bytes")
+MEMORY_HELD = _gauge("prewarm_memory_held_bytes", "Memory charged to the memory tier's cgroup")
+MEMORY_BUDGET = _gauge("prewarm_memory_budget_bytes", "Memory that weights may be kept in now")
 HEARTBEAT_AGE = _gauge("prewarm_heartbeat_age_seconds", "Since a prover last completed a cycle", "prover")
 BUILD = _gauge("prewarm_build_info", "Always 1", "version")
 
@@ -101,9 +111,9 @@ PUBLISHED = _counter("prewarm_planner_writes_total", "NodeWarmups written by the
 UNPUBLISHED = _gauge("prewarm_planner_unwritten_nodes", "Nodes whose NodeWarmup could not be written")
 
 FED = (COLD_START_TOTAL, IMAGE_PULL, MODEL_LOAD, PULL_TRANSFER, PULLED_BYTES, HYDRATION, HYDRATED_BYTES, XIDS, API_WRITES,
-       CLAIMS, WITHDRAWALS, WINDOW_LATENESS, WINDOWS_MISSED)  # fmt: skip
-READ = (ENDPOINT_READY, MODEL_BYTES, COMMITTED_BYTES, IMAGES, MODELS, GPU_VERDICT, GPUS, STORE_USED, STORE_FREE,
-        STORE_CAPACITY, HEARTBEAT_AGE, BUILD)  # fmt: skip
+       CLAIMS, WITHDRAWALS, MEMORY_RELEASES, WINDOW_LATENESS, WINDOWS_MISSED)  # fmt: skip
+READ = (ENDPOINT_READY, MODEL_BYTES, COMMITTED_BYTES, RESIDENT_BYTES, IMAGES, MODELS, GPU_VERDICT, GPUS, STORE_USED, STORE_FREE,
+        STORE_CAPACITY, MEMORY_HELD, MEMORY_BUDGET, HEARTBEAT_AGE, BUILD)  # fmt: skip
 PLANNER = (LEADING, HELD, WITHDRAWN, PUBLISHED, UNPUBLISHED)
 CATALOGUE: tuple[Metric, ...] = FED + READ + PLANNER
 # What a person looks at first.

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Mapping
 from typing import Protocol
 
 from agent.core.clock import Clock
-from agent.core.inventory import ModelLevel, ModelState
+from agent.core.inventory import ModelState
 from agent.core.refs import Digest
 
 
@@ -62,7 +62,7 @@ class HydrationWatch:
             state = states.get(digest)
             if state is None or not state.busy:
                 del self._since[digest]
-                committed = state is not None and state.level is ModelLevel.COMMITTED
+                committed = state is not None and state.level.committed
                 size_bytes = state.total_bytes if state and committed else 0
                 self._observer.hydrated(digest, now - since, size_bytes, "ok" if committed else "incomplete")
         for digest, state in states.items():

@@ -51,6 +51,10 @@ class Metrics:
         self._histograms[catalogue.HYDRATION.name].labels(outcome).observe(seconds)
         self._counters[catalogue.HYDRATED_BYTES.name].inc(size_bytes)
 
+    def released(self, cause: str) -> None:
+        """Count one version let go from memory (MemoryObserver)."""
+        self._counters[catalogue.MEMORY_RELEASES.name].labels(cause).inc()
+
     def xid(self, kind: str) -> None:
         """Count one Xid (XidObserver)."""
         self._counters[catalogue.XIDS.name].labels(kind).inc()

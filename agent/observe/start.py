@@ -139,12 +139,15 @@ def metrics_targets(pod: PodView, want: EndpointWant | None, container: str) -> 
 
 
 def warmth(images: Sequence[ImageRef], want: EndpointWant | None, inventory: Inventory) -> str:
-    """Return `cold`, `image`, `weights` or `both`, by what the inventory proves now."""
+    """Return `cold`, `image`, `weights`, `both`, or `memory` (both, and the weights measured in the page cache) as of now."""
     unpacked = bool(images) and all(_unpacked(ref, inventory) for ref in images)
     models = want.models if want else ()
     digests = [model.digest or inventory.resolved.get(str(model.uri)) for model in models]
     states = [inventory.models.get(digest) if digest else None for digest in digests]
-    committed = bool(models) and all(state and state.level is ModelLevel.COMMITTED for state in states)
+    committed = bool(models) and all(state and state.level.committed for state in states)
+    resident = all(state and state.level is ModelLevel.RESIDENT for state in states)
+    if unpacked and committed and resident:
+        return "memory"
     return {(False, False): "cold", (True, False): "image", (False, True): "weights"}.get((unpacked, committed), "both")
 
 

@@ -61,6 +61,7 @@ def _endpoints(
     ready: dict[tuple[str, ...], float] = {}
     wanted: dict[tuple[str, ...], float] = {}
     committed: dict[tuple[str, ...], float] = {}
+    resident: dict[tuple[str, ...], float] = {}
     for want in endpoints:
         at = (want.key.namespace, want.key.name)
         label = endpoint_label(want.key.namespace, want.key.name)
@@ -71,10 +72,13 @@ def _endpoints(
             state = inventory.models.get(digest) if digest else None
             size = float(model.size_bytes or (state.total_bytes if state else 0))
             wanted[at] += size
-            committed[at] += size if state and state.level is ModelLevel.COMMITTED else 0
+            committed[at] += size if state and state.level.committed else 0
+            if want.memory:
+                resident[at] = resident.get(at, 0.0) + (state.resident_bytes if state else 0)
     yield _family(catalogue.ENDPOINT_READY, ready)
     yield _family(catalogue.MODEL_BYTES, wanted)
     yield _family(catalogue.COMMITTED_BYTES, committed)
+    yield _family(catalogue.RESIDENT_BYTES, resident)
 
 
 def _node(inventory: Inventory) -> Iterable[GaugeMetricFamily]:
@@ -87,6 +91,8 @@ def _node(inventory: Inventory) -> Iterable[GaugeMetricFamily]:
     yield _family(catalogue.STORE_USED, {(): inventory.cache.used_bytes})
     yield _family(catalogue.STORE_FREE, {(): inventory.cache.free_bytes})
     yield _family(catalogue.STORE_CAPACITY, {(): inventory.cache.capacity_bytes})
+    yield _family(catalogue.MEMORY_HELD, {(): inventory.memory.held_bytes})
+    yield _family(catalogue.MEMORY_BUDGET, {(): inventory.memory.budget_bytes or 0})
 
 
 def _family(metric: Metric, samples: Samples) -> GaugeMetricFamily:

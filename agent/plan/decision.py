@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 
@@ -39,6 +40,35 @@ class EvictStep:
 
     digest: Digest
     reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeepStep:
+    """Keep one committed version in the page cache until `until`. `yields_to` says what it waits for, "" to read now."""
+
+    digest: Digest
+    name: str
+    endpoint: EndpointKey
+    size_bytes: int
+    until: datetime
+    yields_to: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryPlan:
+    """What the page cache is to hold now, most important first, and why the rest that was asked for is not kept.
+
+    Until `known`, nothing may be let go: what is asked for, or committed, is not clear yet.
+    """
+
+    keep: tuple[KeepStep, ...] = ()
+    refused: Mapping[Digest, str] = field(default_factory=dict)
+    known: bool = False
+
+    @property
+    def asked(self) -> bool:
+        """True if any window asks for memory now."""
+        return bool(self.keep or self.refused)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
@@ -81,6 +111,7 @@ class NodePlan:
     hydrations: tuple[HydrateStep, ...] = ()
     evictions: tuple[EvictStep, ...] = ()
     views: tuple[ViewWant, ...] = ()
+    memory: MemoryPlan = MemoryPlan()
     endpoints: tuple[EndpointPlan, ...] = ()
     wake_at: datetime | None = None
     images: tuple[ImageWant, ...] = ()  # every image of the assignment: what the prover watches

@@ -15,6 +15,7 @@ from agent.core.inventory import CacheUse, GpuVerdict, ImageLevel, ImageState, I
 from agent.core.refs import Digest, EndpointKey, ImageRef
 from agent.core.units import format_duration, format_size
 from agent.plan.decision import EndpointPlan, EvictStep, HydrateStep, NodePlan, PullStep, Stage, ViewWant
+from agent.plan.memory import keep_in_memory, memory_starts
 
 _FAR = datetime.max.replace(tzinfo=UTC)
 _LONG_AGO = datetime.min.replace(tzinfo=UTC)
@@ -43,6 +44,7 @@ def plan(assignment: Assignment | None, inventory: Inventory, now: datetime, lim
         hydrations=hydrations,
         evictions=_evictions(hydrations, models, inventory, limits),
         views=tuple(sorted(_views(assignment.endpoints, inventory))),
+        memory=keep_in_memory(assignment.endpoints, inventory, pulls, hydrations, now),
         endpoints=tuple(r.told for r in rows),
         wake_at=min((t for t in _turning_points(rows, inventory) if t > now), default=None),
         images=tuple({i.ref: i for e in assignment.endpoints for i in e.images}.values()),
@@ -65,7 +67,7 @@ def model_is_warm(want: ModelWant, inventory: Inventory) -> bool:
     """True if the wanted version is committed here."""
     digest = model_digest(want, inventory)
     state = inventory.models.get(digest) if digest else None
-    return state is not None and state.level is ModelLevel.COMMITTED
+    return state is not None and state.level.committed
 
 
 def gpu_is_fit(want: EndpointWant, inventory: Inventory) -> bool:
@@ -278,5 +280,6 @@ def _turning_points(rows: Iterable[_Row], inventory: Inventory) -> Iterator[date
             yield row.told.start_at
         for window in row.want.windows:
             yield from (window.ready_by, window.until)
+    yield from memory_starts((r.want for r in rows), inventory)
     yield from (s.retry_at for s in inventory.images.values() if s.retry_at)
     yield from (s.retry_at for s in inventory.models.values() if s.retry_at)

@@ -25,6 +25,7 @@ FULL = EndpointWant(
         ModelWant(name="x", uri=parse_model_uri("s3://models/x?versionId=1")),
     ),
     windows=(Window(ready_by=NINE, until=NINE + timedelta(hours=1), source=WindowSource.PREDICTED, confidence=0),),
+    memory=True,
     container="server",
     metrics="8000/metrics",
 )

@@ -56,7 +56,8 @@ GOOD: list[tuple[str, str, str, object]] = [
     ("images", "on", "images", tuple(map(parse_image_ref, TEMPLATE_IMAGES))),
     ("images", "off", "images", ()),
     ("images", "redis:8, busybox:latest", "images", tuple(map(parse_image_ref, (*TEMPLATE_IMAGES, "redis:8")))),
-    ("memory", "off", "nodes", 1),
+    ("memory", "off", "memory", False),
+    ("memory", " on ", "memory", True),
     ("min-scale", "off", "nodes", 1),
     ("provision", "off", "nodes", 1),
     ("priority", "0", "priority", 0),
@@ -120,7 +121,7 @@ BAD: list[tuple[str, str, str]] = [
     ("images", "UPPER:x", "is not an image name"),
     ("images", ",".join(f"redis:{n}" for n in range(48)), "51 with the pod template's, at most 50"),
     ("images", "redis:8,redis@sha256:12", "must be sha256: and 64 hex digits"),
-    ("memory", "maybe", "'maybe' is not one of off, on"),
+    ("memory", "maybe", "'maybe' is not one of on, off"),
     ("min-scale", "3", "'3' is not one of off, recommend, apply"),
     ("provision", "true", "'true' is not one of off, on"),
     ("priority", "1001", "'1001' is not a number from 0 to 1000"),
@@ -165,7 +166,6 @@ def test_a_bad_value_makes_the_endpoint_invalid_and_is_told(key: str, text: str,
         ("predict", "shadow"),
         ("history", "auto"),
         ("history", "sum(rate(x[1m]))"),
-        ("memory", "on"),
         ("min-scale", "recommend"),
         ("min-scale", "apply"),
         ("provision", "on"),
@@ -217,11 +217,11 @@ def test_only_unknown_keys_make_no_endpoint_but_are_reported() -> None:
 
 
 def test_all_mistakes_are_told_at_once() -> None:
-    reading = read({"window": "x", "nodes": "y", "schedule": "z", "memory": "on", "foo": ""})
+    reading = read({"window": "x", "nodes": "y", "schedule": "z", "provision": "on", "foo": ""})
     assert sorted((p.annotation, str(p.kind)) for p in reading.problems) == [
         ("prewarm.dev/foo", "UnknownKey"),
-        ("prewarm.dev/memory", "NotSupported"),
         ("prewarm.dev/nodes", "Invalid"),
+        ("prewarm.dev/provision", "NotSupported"),
         ("prewarm.dev/schedule", "Invalid"),
         ("prewarm.dev/window", "Invalid"),
     ]

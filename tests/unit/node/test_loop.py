@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from agent.core.heartbeat import Heartbeat
-from agent.core.inventory import GpuReport, GpuVerdict, Inventory, ModelsView
+from agent.core.inventory import GpuReport, GpuVerdict, Inventory, MemoryView, ModelsView
 from agent.core.latest import Latest
 from agent.node.loop import DecideLoop, Decisions, Facts
 from agent.node.readiness import Readiness
@@ -40,6 +40,7 @@ def play(tell: Callable[[Node], Awaitable[None]], *, opens_in: float = 7200) -> 
             assignment=Latest(assigned(endpoint(opens_in=opens_in))),
             images=Latest(inventory.images),
             models=Latest(ModelsView(states=inventory.models)),
+            memory=Latest(MemoryView()),
             gpu=Latest(inventory.gpu),
             waiting=Latest(frozenset()),
         )
