@@ -27,7 +27,12 @@ Json = Mapping[str, Any]  # one decoded object; only this package looks inside
 _REQUEST_SECONDS = 15.0
 _LIST_SECONDS = 60.0  # 1,000 NodeWarmups took 2 s on two busy cores
 _MAX_ANSWER = 64 << 20
-_PAGE = 250  # of the largest objects there are for us, NodeWarmups with 256 KiB of status, a page still fits
+_PAGE = 250  # of NodeWarmups with 256 KiB of status a page still fits; other people's objects may have 1.5 MiB each
+_SMALLER = 16  # pages that do not fit are asked for with so many times fewer objects
+
+
+class _TooLong(Away):
+    """The answer does not fit: ask for less."""
 
 
 class PatchKind(StrEnum):
@@ -101,8 +106,17 @@ class KubeApi:
         Raises:
             Gone: the pages went stale in between; start again.
         """
+        selectors, limit = _selectors(label_selector, field_selector), _PAGE
+        while True:
+            try:
+                return await self._list(resource, namespace, selectors | {"limit": str(limit)})
+            except _TooLong:
+                if limit == 1:
+                    raise
+                limit = max(1, limit // _SMALLER)
+
+    async def _list(self, resource: Resource[T], namespace: str, query: dict[str, str]) -> Listed[T]:
         items: list[T] = []
-        query = _selectors(label_selector, field_selector) | {"limit": str(_PAGE)}
         while True:
             page = await self._ask("GET", resource.path(namespace=namespace), query=query, seconds=_LIST_SECONDS)
             items += [resource.parse(item) for item in page.get("items") or ()]
@@ -281,7 +295,7 @@ async def _read(answer: aiohttp.ClientResponse, what: str) -> bytes:
         parts.append(chunk)
         size += len(chunk)
         if size > _MAX_ANSWER:
-            raise Away(f"{what}: the answer is longer than {_MAX_ANSWER} bytes")
+            raise _TooLong(f"{what}: the answer is longer than {_MAX_ANSWER} bytes")
     return b"".join(parts)
 
 

@@ -2,14 +2,16 @@
 
 The API server forgets an Event an hour after its last write, so one whose cause stands is written again every ten minutes
 (`count` and `lastTimestamp` of the same object: its name is made of what it says). One whose cause is gone ages away.
+Words that change all the time (numbers of nodes) would be an Event each: every object has a budget, and past it only the
+newest words are told.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection
-from dataclasses import dataclass
-from datetime import datetime, timedelta
+from dataclasses import dataclass, replace
+from datetime import timedelta
 from enum import StrEnum
 
 import structlog
@@ -28,6 +30,7 @@ log = structlog.get_logger()
 
 REPEAT = timedelta(minutes=10)
 _MAX_MESSAGE = 1000  # the API refuses more than 1,024 bytes
+_BURST, _REFILL_SECONDS = 25.0, 20.0  # client-go's burst; refilled fast enough to keep a full burst alive
 
 
 class EventType(StrEnum):
@@ -50,7 +53,24 @@ class Announcement:
     def event_name(self) -> str:
         """The Event's name: the same for the same words about the same object."""
         said = "\0".join((self.about.kind, self.about.uid, self.reason, self.message))
-        return f"{self.about.name[:200]}.{hashlib.sha256(said.encode()).hexdigest()[:16]}"
+        return f"{self.about.name[:200].rstrip('-.')}.{hashlib.sha256(said.encode()).hexdigest()[:16]}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Budget:
+    """The writes left for one object at a moment (monotonic seconds)."""
+
+    left: float = _BURST
+    at: float
+
+    def now(self, monotonic: float) -> _Budget:
+        """Return the budget refilled up to now."""
+        return _Budget(left=min(_BURST, self.left + (monotonic - self.at) / _REFILL_SECONDS), at=monotonic)
+
+    @property
+    def wait_seconds(self) -> float:
+        """How long until there is a write left."""
+        return max(0.0, (1 - self.left) * _REFILL_SECONDS)
 
 
 class EventWriter:
@@ -63,8 +83,9 @@ class EventWriter:
     ) -> None:
         self._api, self._standing, self._clock = api, standing, clock
         self._component, self._instance = component, instance
-        self._due: dict[Announcement, datetime] = {}
+        self._due: dict[Announcement, float] = {}  # monotonic seconds
         self._backoff: dict[Announcement, Backoff] = {}
+        self._budgets: dict[ObjectRef, _Budget] = {}
 
     async def run(self) -> None:
         """Run until cancelled."""
@@ -83,45 +104,55 @@ class EventWriter:
         Returns:
             Seconds until the next one is due, None if there are none.
         """
-        self._due = {a: self._due.get(a, datetime.min.replace(tzinfo=self._clock.now().tzinfo)) for a in standing}
+        self._due = {a: self._due.get(a, 0.0) for a in standing}
         self._backoff = {a: b for a, b in self._backoff.items() if a in self._due}
-        for announcement in [a for a, due in self._due.items() if due <= self._clock.now()]:
-            self._due[announcement] = await self._tell(announcement)
+        now = self._clock.monotonic()
+        self._budgets = {o: b for o, b in self._budgets.items() if b.now(now).left < _BURST}
+        for announcement in [a for a, due in self._due.items() if due <= now]:
+            wait = self._budget(announcement).wait_seconds or await self._tell(announcement)
+            self._due[announcement] = self._clock.monotonic() + wait
         if not self._due:
             return None
-        return max(0.1, (min(self._due.values()) - self._clock.now()).total_seconds())
+        return max(0.1, min(self._due.values()) - self._clock.monotonic())
 
-    async def _tell(self, announcement: Announcement) -> datetime:
+    def _budget(self, announcement: Announcement) -> _Budget:
+        now = self._clock.monotonic()
+        return self._budgets.get(announcement.about, _Budget(at=now)).now(now)
+
+    async def _tell(self, announcement: Announcement) -> float:
+        """Write one; return the seconds until it is due again."""
         try:
-            due = await self._write(announcement)
-        except (Transient, Permanent) as error:
-            if not isinstance(error, Transient):  # a namespace on its way out, or RBAC: nothing to hurry for
-                log.warning("event refused", about=announcement.about.name, error=str(error))
-                return self._clock.now() + REPEAT
+            again = await self._write(announcement)
+        except Transient:
             backoff = self._backoff.get(announcement, Backoff(floor_seconds=1)).failed()
             self._backoff[announcement] = backoff
-            return self._clock.now() + timedelta(seconds=min(backoff.cap_seconds, 2.0**backoff.failures))
+            return min(backoff.cap_seconds, 2.0**backoff.failures)
+        except Permanent as error:  # a namespace on its way out, or RBAC: nothing to hurry for
+            log.warning("event refused", about=announcement.about.name, error=str(error))
+            again = REPEAT
+        budget = self._budget(announcement)
+        self._budgets[announcement.about] = replace(budget, left=budget.left - 1)
         self._backoff.pop(announcement, None)
-        return due
+        return again.total_seconds()
 
-    async def _write(self, announcement: Announcement) -> datetime:
+    async def _write(self, announcement: Announcement) -> timedelta:
         try:
             await self._create(announcement)
         except AlreadyExists:
             return await self._repeat(announcement)
-        return self._clock.now() + REPEAT
+        return REPEAT
 
-    async def _repeat(self, announcement: Announcement) -> datetime:
+    async def _repeat(self, announcement: Announcement) -> timedelta:
         namespace, now = _namespace(announcement.about), self._clock.now()
         try:
             found = await self._api.get(EVENTS, announcement.event_name, namespace=namespace)
             if found.last is not None and now - REPEAT < found.last <= now:
-                return found.last + REPEAT  # a planner before this one has just said it
+                return found.last + REPEAT - now  # a planner before this one has just said it
             body = {"count": max(found.count, 1) + 1, "lastTimestamp": format_time(now)}
             await self._api.patch(EVENTS, announcement.event_name, body, namespace=namespace)
         except NotFound:  # it aged away in between
             await self._create(announcement)
-        return now + REPEAT
+        return REPEAT
 
     async def _create(self, announcement: Announcement) -> None:
         about, now = announcement.about, format_time(self._clock.now())

@@ -158,10 +158,10 @@ class Watch(Generic[N]):
                 self._apply(batch)
 
     def _apply(self, batch: list[bytes]) -> None:
-        items = dict(self._cell.get().items)
+        items, version = dict(self._cell.get().items), self._version
         for line in batch:
             kind, item = _event(line)
-            self._version = str((item.get("metadata") or {}).get("resourceVersion") or self._version)
+            version = str((item.get("metadata") or {}).get("resourceVersion") or version)
             if kind == "BOOKMARK":
                 continue
             seen = self._resource.parse(item)
@@ -170,6 +170,7 @@ class Watch(Generic[N]):
             elif items.get(key_of(seen)) != seen:  # an equal one keeps its identity, which readers memoize by
                 items[key_of(seen)] = seen
         self._backoff = self._pace.backoff
+        self._version = version  # only now: a batch that breaks off is sent again from where it began
         self._found(items)
 
     def _found(self, items: Mapping[str, N]) -> None:

@@ -49,6 +49,16 @@ class LoopClock:
         await asyncio.sleep(seconds)
 
 
+class SteppedClock(LoopClock):
+    """A LoopClock whose wall clock somebody sets: `ahead` of the right time."""
+
+    def __init__(self) -> None:
+        self.ahead = timedelta()
+
+    def now(self) -> datetime:
+        return super().now() + self.ahead
+
+
 def run_virtual(work: Coroutine[Any, Any, T]) -> T:
     """Run a coroutine to its end in virtual time."""
     with asyncio.Runner(loop_factory=VirtualLoop) as runner:

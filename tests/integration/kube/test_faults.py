@@ -14,7 +14,7 @@ from agent.core.errors import Invalid, PrewarmError, Transient
 from agent.kube.api import KubeApi
 from agent.kube.credentials import FixedServer, find_credentials
 from agent.kube.errors import Away, Forbidden, Gone, NotFound, Rejected, Unauthorized
-from tests.fakes.api_server import FakeApiServer
+from tests.fakes.api_server import FakeApiServer, Object
 from tests.integration.kube.contract import ITEMS, item, texts, until, watching
 
 PATH = "/api/v1/namespaces/s/configmaps"
@@ -251,6 +251,38 @@ async def test_odd_watch_line_is_a_visible_failure_not_a_crash(
         await until(cell, lambda v: v.synced)
         await put(server, "a", "one")
         await until(cell, lambda v: v.away_since is not None)
+
+
+async def test_events_that_came_together_with_a_failure_are_not_lost(
+    server: FakeApiServer, api: KubeApi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a", "b"):
+        await put(server, name, "one")
+    async with watching(api, "s") as cell:
+        await until(cell, lambda v: len(v.items) == 2)
+        failure = b'{"type": "ERROR", "object": {"code": 500, "message": "etcd"}}\n'
+        left = [True]
+
+        def line(event: str, item: Object) -> bytes:
+            wanted = json.dumps({"type": event, "object": item}).encode() + b"\n"
+            return wanted + (failure if left and left.pop() else b"")
+
+        monkeypatch.setattr("tests.fakes.api_server._line", line)
+        await server.remove(f"{PATH}/a")
+        await until(cell, lambda v: v.away_since is not None)
+        assert texts(await until(cell, lambda v: v.current)) == {"b": "one"}
+
+
+async def test_a_page_of_huge_objects_is_asked_for_in_smaller_ones(
+    server: FakeApiServer, api: KubeApi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agent.kube.api._MAX_ANSWER", 30_000)
+    for number in range(20):
+        await put(server, f"x{number}", "y" * 10_000)
+    assert len((await api.list(ITEMS, namespace="s")).items) == 20
+    await put(server, "huge", "y" * 40_000)
+    with pytest.raises(Away, match="longer than 30000 bytes"):
+        await api.list(ITEMS, namespace="s")
 
 
 def kubeconfig(url: str, token: str) -> str:

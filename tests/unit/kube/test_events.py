@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
+from datetime import timedelta
 
 from agent.core.latest import Latest
 from agent.kube.events import Announcement, EventType, EventWriter
 from agent.kube.objects import ObjectRef
 from tests.fakes.api_server import DirectApi, FakeApiServer, Object
-from tests.fakes.virtual_time import LoopClock, run_virtual
+from tests.fakes.virtual_time import LoopClock, SteppedClock, run_virtual
 
 
 def said(name: str, message: str = "bad value", namespace: str = "shop") -> Announcement:
@@ -25,8 +27,9 @@ class Room:
         self.standing: Latest[Collection[Announcement]] = Latest(frozenset())
 
     @asynccontextmanager
-    async def writing(self) -> AsyncIterator[None]:
-        writer = EventWriter(self.api, self.standing, component="prewarm-planner", instance="one", clock=LoopClock())
+    async def writing(self, clock: LoopClock | None = None) -> AsyncIterator[None]:
+        clock = clock or LoopClock()
+        writer = EventWriter(self.api, self.standing, component="prewarm-planner", instance="one", clock=clock)
         task = asyncio.create_task(writer.run())
         try:
             yield
@@ -117,5 +120,38 @@ def test_event_about_a_node_lives_in_the_default_namespace() -> None:
             event = room.events()["n1"]
             assert event["metadata"]["namespace"] == "default"
             assert "namespace" not in event["involvedObject"]
+
+    run_virtual(story())
+
+
+def test_words_that_change_all_the_time_are_no_flood_and_the_newest_are_told() -> None:
+    async def story() -> None:
+        room = Room()
+        async with room.writing():
+            for number in range(1200):
+                room.standing.set([said("a", f"no eligible node: {number} NotReady"), said("b")])
+                await asyncio.sleep(1)
+            assert room.server.count("POST") <= 25 + 1200 / 20 + 5
+            await asyncio.sleep(21)
+            told = {e["message"] for e in room.server.all("/api/v1/events")}
+            assert {"no eligible node: 0 NotReady", "no eligible node: 1199 NotReady", "bad value"} <= told
+
+    run_virtual(story())
+
+
+def test_an_events_name_is_one_also_where_the_objects_is_cut_behind_a_dash() -> None:
+    assert re.fullmatch(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*", said("x" * 199 + "-yyy").event_name)
+
+
+def test_a_clock_that_is_set_back_does_not_let_an_event_die() -> None:
+    async def story() -> None:
+        room = Room()
+        clock = SteppedClock()
+        async with room.writing(clock):
+            room.standing.set([said("a")])
+            await asyncio.sleep(1)
+            clock.ahead = timedelta(days=-1)
+            await asyncio.sleep(3600)
+            assert room.events()["a"]["count"] == 7
 
     run_virtual(story())
