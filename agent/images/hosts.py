@@ -50,8 +50,11 @@ def registry_hosts(directory: Path, host: str) -> tuple[RegistryHost, ...]:
     server = content.get("server", f"https://{official}")
     if not isinstance(mirrors, Mapping) or not isinstance(server, str):
         raise Permanent(f"cannot read {file}: [host] must be tables and server a URL")
-    hosts = [_host(file, url, table, host) for url, table in mirrors.items() if _resolves(table)]
-    return tuple(dict.fromkeys([*hosts, _host(file, server, content, host)]))
+    try:
+        hosts = [_host(file, url, table, host) for url, table in mirrors.items() if _resolves(table)]
+        return tuple(dict.fromkeys([*hosts, _host(file, server, content, host)]))
+    except (ValueError, TypeError) as error:  # an address that is none, capabilities that are no list
+        raise Permanent(f"cannot read {file}: {error}") from error
 
 
 def _candidates(directory: Path, host: str) -> Iterator[Path]:

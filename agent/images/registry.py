@@ -138,7 +138,8 @@ class RegistryResolver:
 
     def _open(self) -> aiohttp.ClientSession:
         if self._session is None:
-            self._session = aiohttp.ClientSession(timeout=_TIMEOUT, trust_env=True)
+            jar = aiohttp.DummyCookieJar()  # a registry could fill one without end
+            self._session = aiohttp.ClientSession(timeout=_TIMEOUT, trust_env=True, cookie_jar=jar)
         return self._session
 
 
@@ -155,7 +156,7 @@ def _token(body: bytes, realm: str) -> str:
     try:
         document = json.loads(body)
         token = document.get("token") or document.get("access_token")
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, RecursionError) as error:
         raise PermanentFault(f"{cut(realm, 200)} answered without a token", Fault.AUTH) from error
     if not isinstance(token, str) or not token.isprintable():
         raise PermanentFault(f"{cut(realm, 200)} answered without a token", Fault.AUTH)

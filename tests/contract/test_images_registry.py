@@ -103,14 +103,17 @@ class Guarded:
         self.status = 200
         self.digest_header = True
         self.body = b"{}"
+        self.token_body = b""
+        self.cookies: list[str] = []
 
     async def manifest(self, request: web.Request) -> web.Response:
         self.seen.append((request.method, request.headers.get("Authorization", "")))
+        self.cookies += request.cookies
         assert "application/vnd.oci.image.index.v1+json" in request.headers["Accept"]
         assert request.query["ns"] == HOST
         if not request.headers.get("Authorization", "").startswith("Bearer T-"):
             asked = f'Bearer realm="{self.realm}",service="s",scope="ignored"'
-            return web.Response(status=401, headers={"WWW-Authenticate": asked})
+            return web.Response(status=401, headers={"WWW-Authenticate": asked, "Set-Cookie": "track=me"})
         headers = {"Docker-Content-Digest": DIGEST} if self.digest_header else {}
         return web.Response(status=self.status, headers=headers, body=self.body)
 
@@ -118,7 +121,7 @@ class Guarded:
         assert (request.query["service"], request.query["scope"]) == ("s", "repository:m:pull")
         user = request.headers.get("Authorization", "")
         self.seen.append(("token", user))
-        return web.json_response({"token": f"T-{len(user)}"})
+        return web.Response(body=self.token_body or json.dumps({"token": f"T-{len(user)}"}).encode())
 
 
 @pytest.fixture
@@ -186,3 +189,21 @@ async def test_a_manifest_without_end_is_refused(guarded: Guarded, resolver: Reg
     guarded.body = b" " * (5 << 20)
     with pytest.raises(PermanentFault, match="more than 4194304 bytes"):
         await resolver.resolve(parse_image_ref(f"{HOST}/m:1"))
+
+
+@pytest.mark.parametrize(
+    "body", [b"[", b"[]", b"{}", b'{"token": 3}', b'{"token": "a\\nb"}', b"[" * 60_000, b'{"token": "T-"}' + b" " * (65 << 10)]
+)
+async def test_nonsense_instead_of_a_token_is_that_images_failure(
+    guarded: Guarded, resolver: RegistryResolver, body: bytes
+) -> None:
+    guarded.token_body = body
+    with pytest.raises(PermanentFault, match="without a token|more than 65536 bytes"):
+        await resolver.resolve(parse_image_ref(f"{HOST}/m:1"))
+
+
+async def test_a_registrys_cookies_are_not_kept(guarded: Guarded, resolver: RegistryResolver, tmp_path: Path) -> None:
+    hosts = tmp_path / HOST / "hosts.toml"  # a jar takes no cookies of an address
+    hosts.write_text(hosts.read_text().replace("127.0.0.1", "localhost"))
+    assert await resolver.resolve(parse_image_ref(f"{HOST}/m:1")) == DIGEST
+    assert guarded.cookies == []

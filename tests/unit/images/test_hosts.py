@@ -40,7 +40,17 @@ def test_mirrors_come_first_and_learn_whose_image_is_meant(tmp_path: Path) -> No
     assert (mirror.base, mirror.query, own.base) == ("http://mirror:8080/v2", "?ns=ghcr.io", "https://ghcr.io/v2")
 
 
-@pytest.mark.parametrize("text", ["= =", "server = 1", 'host = "x"', 'server = "ftp://x"'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "= =",
+        "server = 1",
+        'host = "x"',
+        'server = "ftp://x"',
+        'server = "https://[x"',
+        '[host."https://m"]\ncapabilities = 5',
+    ],
+)
 def test_a_malformed_file_is_told_by_name(tmp_path: Path, text: str) -> None:
     (tmp_path / "ghcr.io.toml").write_text(text)
     with pytest.raises(Permanent, match=r"ghcr\.io\.toml"):
