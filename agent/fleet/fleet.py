@@ -6,6 +6,7 @@ A follower does nothing but ask for the Lease; the new leader lists everything, 
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from datetime import timedelta
 
 from agent.config import Settings
@@ -29,7 +30,7 @@ _LEASE = "prewarm-planner"
 
 
 class Fleet:
-    """A service. The three reports outlive a change of leader, for metrics."""
+    """A service. The totals in its reports outlive a change of leader, for metrics; what stands now is the leader's."""
 
     name = "fleet"
 
@@ -67,28 +68,31 @@ class Fleet:
         """Plan for the fleet until cancelled; starts from nothing but the cluster's state."""
         self.leading.set(True)
         try:
-            sources = Sources()
+            sources, s = Sources(), self._settings
+            withdrawer = Withdrawer(
+                self._api,
+                sources,
+                self.withdrawals,
+                clock=self._clock,
+                grace=timedelta(seconds=s.grace_seconds),
+                brake=s.brake,
+            )
             async with asyncio.TaskGroup() as tasks:
-                for watch in watches(sources, self._api, self._settings.namespace, self._clock):
-                    tasks.create_task(forever(watch), name=watch.name)
+                # Withdrawing needs nodes and agents alone: it does not wait for what planning needs besides.
+                for service in (*watches(sources, self._api, s.namespace, self._clock), withdrawer):
+                    tasks.create_task(forever(service), name=service.name)
                 await _synced(sources)
-                for service in self._services(sources):
+                for service in self._services(sources, withdrawer.swept):
                     tasks.create_task(forever(service), name=service.name)
         finally:
             self.leading.set(False)
+            self.withdrawals.set(replace(self.withdrawals.get(), held=None, claiming=0))  # the next leader's to tell
+            self.publishing.set(replace(self.publishing.get(), failing={}))
 
-    def _services(self, sources: Sources) -> list[Service]:
+    def _services(self, sources: Sources, swept: asyncio.Event) -> list[Service]:
         s, clock = self._settings, self._clock
         known = from_warmups(sources.warmups.get().items.values())
         plans = Plans(models=Latest(known.models), images=Latest(known.images))
-        withdrawer = Withdrawer(
-            self._api,
-            sources,
-            self.withdrawals,
-            clock=clock,
-            grace=timedelta(seconds=s.grace_seconds),
-            brake=s.brake,
-        )
         drafter = Drafter(DemandDefaults(timezone=s.timezone, sources=s.sources))
         refresh = timedelta(seconds=s.resolve_seconds)
 
@@ -97,8 +101,7 @@ class Fleet:
             return ResolvedModel(digest=digest, size_bytes=size_bytes, files=files)
 
         return [
-            withdrawer,
-            Planner(sources, plans, drafter, clock=clock, ready=withdrawer.swept.wait),
+            Planner(sources, plans, drafter, clock=clock, ready=swept.wait),
             Resolver(
                 "resolve models",
                 model,

@@ -23,6 +23,7 @@ from agent.core.names import GROUP, VERSION
 from agent.core.retry import Backoff
 from agent.fleet.sources import Sources
 from agent.kube.api import KubeApi
+from agent.kube.errors import NotFound
 from agent.kube.objects import NodeView, NodeWarmupView
 from agent.kube.resources import NODEWARMUP_SPECS
 
@@ -41,6 +42,19 @@ class PublishReport:
     failing: Mapping[str, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Retry:
+    """When a node's write is tried again (monotonic seconds); `refused` is the plan the API server would not take."""
+
+    backoff: Backoff
+    at: float
+    refused: Assignment | None = None
+
+    def lets(self, assignment: Assignment, now: float) -> bool:
+        """Say whether this plan may be written now: another one than was refused need not wait, for it may withdraw."""
+        return self.at <= now or (self.refused is not None and self.refused != assignment)
+
+
 class Publisher:
     """A service that makes the NodeWarmups say what `desired` says (None until there is a plan)."""
 
@@ -57,7 +71,7 @@ class Publisher:
     ) -> None:
         self._api, self._sources, self._desired, self._report, self._clock = api, sources, desired, report, clock
         self._written: dict[str, tuple[NodeWarmupView, float]] = {}
-        self._retry: dict[str, tuple[Backoff, float]] = {}
+        self._retry: dict[str, _Retry] = {}
         self._same: dict[str, tuple[NodeView, Assignment, NodeWarmupView | None]] = {}
         self._rng = random.Random()  # noqa: S311 (jitter)
 
@@ -88,10 +102,10 @@ class Publisher:
             for name, assignment in desired.items()
             if name in nodes and self._differs(nodes[name], assignment, stored.get(name))
         ]
-        open_now = [(n, a) for n, a in todo if n.name not in self._retry or self._retry[n.name][1] <= now]
+        open_now = [(n, a) for n, a in todo if n.name not in self._retry or self._retry[n.name].lets(a, now)]
         errors = await self._write_all(open_now, stored)
         self._tell({n.name for n, _ in todo}, errors, len(open_now) - len(errors))
-        waits = [self._retry[n.name][1] - self._clock.monotonic() for n, _ in todo if n.name in self._retry]
+        waits = [self._retry[n.name].at - self._clock.monotonic() for n, _ in todo if n.name in self._retry]
         return max(0.05, min(waits)) if waits else None
 
     def _differs(self, node: NodeView, wanted: Assignment, stored: NodeWarmupView | None) -> bool:
@@ -137,10 +151,12 @@ class Publisher:
             else:
                 view = await self._api.create(NODEWARMUP_SPECS, body)
         except (Transient, Permanent) as error:
-            backoff = self._retry.get(node.name, (Backoff(), 0.0))[0].failed()
-            lasting = isinstance(error, Permanent)
+            before = self._retry.get(node.name)
+            backoff = (before.backoff if before else Backoff()).failed()
+            lasting = isinstance(error, Permanent) and not isinstance(error, NotFound)  # not found: it is made next time
             seconds = _REFUSED_SECONDS if lasting else backoff.delay_seconds(self._rng)
-            self._retry[node.name] = (backoff, self._clock.monotonic() + seconds)
+            at = self._clock.monotonic() + seconds
+            self._retry[node.name] = _Retry(backoff=backoff, at=at, refused=assignment if lasting else None)
             return str(error)
         self._retry.pop(node.name, None)
         self._written[node.name] = (view, self._clock.monotonic() + _SEEN_SECONDS)

@@ -35,7 +35,7 @@ _EVER = datetime.min.replace(tzinfo=UTC)
 @dataclass(slots=True)
 class _State(Generic[V]):
     resolution: Resolution[V] = field(default_factory=Resolution)
-    resolved_at: datetime | None = None
+    asked_at: datetime | None = None
     retry_at: datetime | None = None
     backoff: Backoff = field(default_factory=lambda: Backoff(base_seconds=2, cap_seconds=60, floor_seconds=1))
 
@@ -53,11 +53,14 @@ class Resolver(Generic[K, V]):
         refresh: timedelta,
         clock: Clock,
     ) -> None:
+        """What `results` holds already was found by a leader before: it is asked for again when that one would have."""
         self.name = name
         self._ask, self._wants, self._results = ask, wants, results
         self._refresh, self._clock = refresh, clock
         self._rng = random.Random()  # noqa: S311 (jitter)
-        self._states: dict[K, _State[V]] = {k: _State(resolution=r) for k, r in results.get().items()}
+        self._states: dict[K, _State[V]] = {
+            k: _State(resolution=r, asked_at=clock.now()) for k, r in results.get().items()
+        }
         self._busy: set[K] = set()
         self._signal = Signal()
 
@@ -76,7 +79,7 @@ class Resolver(Generic[K, V]):
         """Start what is due, as far as `_AT_ONCE` allows; return the seconds until more is."""
         now = self._clock.now()
         idle = [k for k in self._wants.get() if k not in self._busy]
-        due = sorted(((self._due(k), n) for n, k in enumerate(idle)))
+        due = sorted(((self._due(k, now), n) for n, k in enumerate(idle)))
         for _, n in [d for d in due if d[0] <= now][: _AT_ONCE - len(self._busy)]:
             self._busy.add(idle[n])
             tasks.create_task(self._resolve(idle[n]), name=f"{self.name} {idle[n]}")
@@ -85,19 +88,17 @@ class Resolver(Generic[K, V]):
         later = [at for at, _ in due if at > now]
         return max(0.05, (min(later) - now).total_seconds()) if later else None
 
-    def _due(self, key: K) -> datetime:
+    def _due(self, key: K, now: datetime) -> datetime:
         state = self._states.get(key)
-        if state is None:
+        if state is None or state.asked_at is None or state.asked_at > now:  # the last: the clock was set back
             return _EVER
         if state.retry_at is not None:
             return state.retry_at
-        if state.resolved_at is None:
-            return _EVER
-        return due_at(state.resolved_at, self._wants.get().get(key, ()), self._refresh)
+        return due_at(state.asked_at, self._wants.get().get(key, ()), self._refresh)
 
     async def _resolve(self, key: K) -> None:
         state = self._states.setdefault(key, _State())
-        began = self._clock.now()
+        state.asked_at = self._clock.now()
         try:
             async with asyncio.timeout(_ANSWER_SECONDS):
                 value = await self._ask(key)
@@ -110,7 +111,7 @@ class Resolver(Generic[K, V]):
         else:
             if state.resolution.value != value:
                 log.info("resolved", item=str(key), version=str(value))
-            state.resolution, state.resolved_at, state.retry_at = Resolution(value=value), began, None
+            state.resolution, state.retry_at = Resolution(value=value), None
             state.backoff = replace(state.backoff, failures=0)
         finally:
             self._busy.discard(key)

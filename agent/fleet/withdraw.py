@@ -103,7 +103,7 @@ class Withdrawer:
         now = self._clock.now()
         self._agents = observe_agents(nodes.items, agents.items.values(), self._agents, now)
         verdict = judge(self._unwritten(nodes.items), self._agents, now, self._grace)
-        self._recent = {name: at for name, at in self._recent.items() if now - BRAKE_WINDOW < at}
+        self._recent = {name: at for name, at in self._recent.items() if now - BRAKE_WINDOW < at <= now}
         fresh = [s for s in verdict.stale if s.node not in self._recent]
         let = fresh[: allowance(verdict.claiming, self._recent.values(), self._brake, now)]
         let += [s for s in verdict.stale if s.node in self._recent]

@@ -75,6 +75,7 @@ class FakeApiServer:
         self.failures: list[int] = []  # statuses that the next requests get
         self.asked = Signal()  # fired by every request
         self.silent = False  # accept requests and never answer
+        self.forbidden = ""  # refuse requests whose path has this
         self._objects: dict[tuple[str, str, str], Object] = {}
         self._history: list[
             tuple[int, str, Object | None, Object]
@@ -195,6 +196,8 @@ class FakeApiServer:
         self.asked.fire()
         if self.silent:
             await asyncio.Event().wait()
+        if self.forbidden and self.forbidden in path:
+            raise Refused(403, "Forbidden", f"{path} is forbidden")
         if self.failures:
             raise Refused(self.failures.pop(0), "Broken", "failing as told")
 

@@ -178,3 +178,26 @@ async def test_follower_only_asks_for_the_lease(server: FakeApiServer, models: M
             await asyncio.sleep(0.3)  # nothing may happen here
             assert not second.leading.get()
             assert all("leases" in r.path for r in server.requests)
+
+
+async def test_stale_claims_are_withdrawn_while_what_planning_needs_cannot_be_listed(
+    server: FakeApiServer, models: Models
+) -> None:
+    server.forbidden = "runtimeclasses"
+    await node(server, "n2", ready="Unknown")
+    async with planner(server, models):
+        await until(server, lambda: (server.get("/api/v1/nodes/n2") or {})["metadata"]["labels"] == {})
+        server.forbidden = ""
+        await deployment(server, "chat", models="s3://weights/llama/")
+        await until(server, lambda: bool(endpoints(server)))
+
+
+async def test_a_planner_that_leads_no_more_reports_nothing_as_held_or_unwritten(
+    server: FakeApiServer, models: Models
+) -> None:
+    server.forbidden = "nodes/n2/status"
+    await node(server, "n2", ready="Unknown")
+    async with planner(server, models) as fleet:
+        await until(server, lambda: bool(fleet.withdrawals.get().held))
+    assert fleet.withdrawals.get().held is None
+    assert fleet.publishing.get().failing == {}

@@ -13,7 +13,7 @@ from agent.core.errors import Permanent, Transient
 from agent.core.latest import Latest
 from agent.fleet.resolutions import AHEAD, Resolution, due_at
 from agent.fleet.resolve import Resolver
-from tests.fakes.virtual_time import START, LoopClock, run_virtual
+from tests.fakes.virtual_time import START, SteppedClock, run_virtual
 
 FIVE = timedelta(minutes=5)
 HOUR = timedelta(hours=1)
@@ -71,8 +71,9 @@ class Bench:
         self.source = Source()
         self.wants: Latest[Mapping[str, tuple[Window, ...]]] = Latest({})
         self.results: Latest[Mapping[str, Resolution[str]]] = Latest(known or {})
+        self.clock = SteppedClock()
         resolver = Resolver(
-            "resolve", self.source.resolve, wants=self.wants, results=self.results, refresh=FIVE, clock=LoopClock()
+            "resolve", self.source.resolve, wants=self.wants, results=self.results, refresh=FIVE, clock=self.clock
         )
         self.task = asyncio.create_task(resolver.run())
 
@@ -135,7 +136,7 @@ def test_outage_keeps_the_old_version_and_tells_nobody() -> None:
         bench = Bench({"a": Resolution(value="v1")})
         bench.source.answers["a"] = Transient("s3 is away")
         bench.wants.set({"a": ()})
-        await asyncio.sleep(600)
+        await asyncio.sleep(900)
         found = bench.results.get()["a"]
         assert (found.value, found.error, found.telling) == ("v1", "s3 is away", "")
         assert 10 <= len(bench.source.asked) <= 60  # backed off to at most a minute
@@ -152,7 +153,7 @@ def test_deleted_object_keeps_the_old_version_and_is_told() -> None:
         bench = Bench({"a": Resolution(value="v1")})
         bench.source.answers["a"] = Permanent("gone")
         bench.wants.set({"a": ()})
-        await asyncio.sleep(1)
+        await asyncio.sleep(301)
         found = bench.results.get()["a"]
         assert (found.value, found.telling) == ("v1", "gone")
         await bench.end()
@@ -184,6 +185,37 @@ def test_unwanted_item_is_forgotten() -> None:
         bench.wants.set({"b": ()})
         await asyncio.sleep(1)
         assert set(bench.results.get()) == {"b"}
+        await bench.end()
+
+    run_virtual(story())
+
+
+def test_a_new_leader_leaves_the_version_of_a_window_alone() -> None:
+    async def story() -> None:
+        bench = Bench({"a": Resolution(value="v1"), "b": Resolution(value="v1")})
+        bench.source.answers |= {"a": "v2", "b": "v2"}
+        bench.wants.set({"a": (window(-HOUR / 2),), "b": ()})
+        await asyncio.sleep(1790)
+        assert bench.results.get() == {"a": Resolution(value="v1"), "b": Resolution(value="v2")}
+        await asyncio.sleep(20)
+        assert bench.results.get()["a"] == Resolution(value="v2")
+        await bench.end()
+
+    run_virtual(story())
+
+
+@pytest.mark.parametrize("answer", ["v1", Permanent("gone")])
+def test_a_clock_that_is_set_back_does_not_stop_the_asking(answer: str | Exception) -> None:
+    async def story() -> None:
+        bench = Bench()
+        bench.clock.ahead = timedelta(days=300)
+        bench.source.answers["a"] = answer
+        bench.wants.set({"a": ()})
+        await asyncio.sleep(1)
+        bench.clock.ahead = timedelta()
+        bench.source.answers["a"] = "v2"
+        await asyncio.sleep(301)
+        assert bench.results.get()["a"] == Resolution(value="v2")
         await bench.end()
 
     run_virtual(story())

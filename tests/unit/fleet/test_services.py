@@ -14,7 +14,7 @@ from agent.fleet.publish import Publisher, PublishReport
 from agent.fleet.sources import AGENT_LABELS, Sources, watches
 from agent.fleet.withdraw import Withdrawer, WithdrawReport
 from tests.fakes.api_server import DirectApi, FakeApiServer
-from tests.fakes.virtual_time import LoopClock, run_virtual
+from tests.fakes.virtual_time import LoopClock, SteppedClock, run_virtual
 
 WARMUPS = "/apis/prewarm.dev/v1alpha1/nodewarmups"
 NODES = "/api/v1/nodes"
@@ -33,9 +33,10 @@ class Fleet:
         self.published: Latest[PublishReport] = Latest(PublishReport())
         self.withdrawn: Latest[WithdrawReport] = Latest(WithdrawReport())
         self.tasks: list[asyncio.Task[None]] = []
+        self.clock = LoopClock()
 
     def start(self, *, publish: bool = False, withdraw: bool = False) -> None:
-        clock = LoopClock()
+        clock = self.clock
         services: list[Any] = list(watches(self.sources, self.api, "prewarm", clock))
         if publish:
             services.append(Publisher(self.api, self.sources, self.desired, self.published, clock=clock))
@@ -183,6 +184,43 @@ def test_refused_node_warmup_is_reported_and_the_others_are_written() -> None:
     run_virtual(story())
 
 
+def test_refused_node_warmup_does_not_hold_up_another_plan_for_its_node() -> None:
+    async def story() -> None:
+        fleet = Fleet()
+        await fleet.node("n1")
+        fleet.start(publish=True)
+        fleet.desired.set({"n1": assignment("n1", "chat")})
+        await asyncio.sleep(5)
+        fleet.server.failures = [422]
+        fleet.desired.set({"n1": assignment("n1", "chat", "refused")})
+        await asyncio.sleep(1)
+        assert set(fleet.published.get().failing) == {"n1"}
+        fleet.desired.set({"n1": assignment("n1")})  # everything is withdrawn
+        await asyncio.sleep(1)
+        assert stored(fleet, "n1") == []
+        await fleet.end()
+
+    run_virtual(story())
+
+
+def test_node_warmup_deleted_just_after_it_was_written_is_made_again_soon() -> None:
+    async def story() -> None:
+        fleet = Fleet()
+        await fleet.node("n1")
+        fleet.start(publish=True)
+        await asyncio.sleep(1)
+        fleet.desired.set({"n1": assignment("n1", "chat")})
+        await asyncio.sleep(0.01)
+        fleet.server.failures = [404]
+        await fleet.server.remove(f"{WARMUPS}/n1")
+        fleet.desired.set({"n1": assignment("n1", "chat", "search")})
+        await asyncio.sleep(15)
+        assert stored(fleet, "n1") == ["chat", "search"]
+        await fleet.end()
+
+    run_virtual(story())
+
+
 def test_not_ready_node_loses_its_claims_within_a_second() -> None:
     async def story() -> None:
         fleet = Fleet()
@@ -300,6 +338,27 @@ def test_brake_spreads_a_collapse_over_minutes_and_reports_it() -> None:
         assert fleet.claims() == set()
         assert fleet.withdrawn.get().withdrawn_total == 10
         assert fleet.withdrawn.get().held is None
+        await fleet.end()
+
+    run_virtual(story())
+
+
+def test_brake_is_not_stuck_by_a_clock_that_is_set_back() -> None:
+    async def story() -> None:
+        fleet = Fleet()
+        fleet.clock = clock = SteppedClock()
+        for number in range(6):
+            await fleet.node(f"n{number}")
+            await fleet.agent(f"n{number}")
+        fleet.start(withdraw=True)
+        await asyncio.sleep(5)
+        for number in range(6):
+            await fleet.node(f"n{number}", ready="False")
+        await asyncio.sleep(5)
+        assert len(fleet.claims()) == 3
+        clock.ahead = timedelta(hours=-1)
+        await asyncio.sleep(61)
+        assert fleet.claims() == set()
         await fleet.end()
 
     run_virtual(story())
