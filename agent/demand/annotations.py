@@ -64,6 +64,7 @@ _WORDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     }
 )
 _LABELS = (LABEL_ENDPOINT_NAME, LABEL_INJECT)
+_TOLD_UNKNOWN = 10  # an object can carry thousands: each told is an Event, and a search for the nearest key
 
 
 def read_endpoint(workload: WorkloadView, defaults: DemandDefaults) -> EndpointReading:
@@ -133,8 +134,11 @@ class _Reader:
                 self._check_word(key, *_WORDS[key])
             elif key == "history":
                 self.note(ProblemKind.NOT_SUPPORTED, key, "not supported by this version: demand is not learned yet")
-            elif key not in KEYS:
-                self.note(ProblemKind.UNKNOWN_KEY, cut(key, 80), _unknown(key))
+        unknown = sorted(self.written.keys() - set(KEYS))
+        for key in unknown[:_TOLD_UNKNOWN]:
+            self.note(ProblemKind.UNKNOWN_KEY, cut(key, 80), _unknown(key))
+        if (more := len(unknown) - _TOLD_UNKNOWN) > 0:
+            self.note(ProblemKind.UNKNOWN_KEY, "", f"{more} more annotations that begin with {PREFIX} are unknown")
 
     def _check_word(self, key: str, supported: str, *later: str) -> None:
         found = self.value(key, lambda text: values.word(text, supported, *later), supported)

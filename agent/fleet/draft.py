@@ -60,8 +60,11 @@ class Draft:
 
 @dataclass(frozen=True, slots=True)
 class _Dated:
+    """An endpoint's windows, good from when they were made until a moment."""
+
     endpoint: Endpoint
     windows: tuple[Window, ...]
+    since: datetime
     until: datetime
 
 
@@ -115,12 +118,12 @@ class Drafter:
 
     def _date(self, endpoint: Endpoint, now: datetime) -> _Dated:
         old = self._windows.get(endpoint.key)
-        if old and old.endpoint is endpoint and now < old.until:
+        if old and old.endpoint is endpoint and old.since <= now < old.until:
             return old
         found = windows(endpoint, now)
         midnight = now.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
         step = midnight + (1 + (now - midnight) // _READ_AGAIN) * _READ_AGAIN
-        return _Dated(endpoint, found, min([step, *(w.until for w in found[:1])]))
+        return _Dated(endpoint, found, now, min([step, *(w.until for w in found[:1])]))
 
     def _want(self, endpoint: Endpoint, state: FleetState) -> EndpointWant | None:
         """Return what the endpoint needs on each of its nodes; None while the version of one of its models is unknown.

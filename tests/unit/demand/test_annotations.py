@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import time
 from datetime import timedelta
 
 import pytest
@@ -208,6 +209,15 @@ def test_a_label_written_as_annotation_is_reported(key: str) -> None:
     (problem,) = read({key: "true", "nodes": "1"}).problems
     assert problem.kind is ProblemKind.UNKNOWN_KEY
     assert "label of the pod template" in problem.message
+
+
+def test_thousands_of_unknown_keys_are_told_in_a_few_sentences_and_cost_nothing() -> None:
+    began = time.process_time()
+    reading = read({f"key-{n:05}": "" for n in range(15_000)} | {"schedule": "0 9 * * *"})
+    assert time.process_time() - began < 1
+    assert len(reading.problems) == 11
+    assert reading.problems[-1].message == "14990 more annotations that begin with prewarm.dev/ are unknown"
+    assert reading.endpoint is not None
 
 
 def test_only_unknown_keys_make_no_endpoint_but_are_reported() -> None:

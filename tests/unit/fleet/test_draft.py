@@ -84,6 +84,12 @@ def test_endpoint_goes_to_its_node_with_versions_and_windows() -> None:
     assert found.images == {IMAGE: want.windows}
 
 
+def test_a_clock_that_is_set_back_does_not_keep_the_windows_of_the_future() -> None:
+    drafter, state = Drafter(DEFAULTS), FleetState(workloads=(workload(),), nodes=(node("n1"),), resolutions=KNOWN)
+    drafter.draft(state, NOW + timedelta(days=300))
+    assert drafter.draft(state, NOW).assignments == draft(workload()).assignments
+
+
 def test_every_node_has_an_assignment_and_one_of_them_the_endpoint() -> None:
     found = draft(workload(), nodes=("n1", "n2", "n3"))
     assert set(found.assignments) == {"n1", "n2", "n3"}
