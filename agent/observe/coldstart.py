@@ -81,6 +81,8 @@ class ColdStarts:
         self._starts: dict[str, Start | None] = {}  # by pod uid; None: not measured, or done
         self._listed = False
         self._ask = Signal()
+        self._asking: set[str] = set()  # pods whose question is open
+        self._turn = asyncio.Semaphore(AT_A_TIME)
 
     async def run(self) -> None:
         """Measure until cancelled."""
@@ -143,30 +145,34 @@ class ColdStarts:
 
     async def _poll(self) -> None:
         try:
-            while True:
-                await self._ask.wait()
-                while await self._ask_all():
-                    await self._clock.sleep(POLL_SECONDS)
-                await self._answers.close()
+            async with asyncio.TaskGroup() as questions:
+                while True:
+                    await self._ask.wait()
+                    while self._ask_all(questions):
+                        await self._clock.sleep(POLL_SECONDS)
+                    await self._answers.close()
         finally:
             await self._answers.close()
 
-    async def _ask_all(self) -> bool:
-        """Ask every pod that is starting; False if there is none."""
+    def _ask_all(self, questions: asyncio.TaskGroup) -> bool:
+        """Ask every pod that is starting, but those that still keep a question open; False if there is none."""
         pods = {pod.uid: pod for pod in self._pods.get().items.values()}
-        asked = [uid for uid, start in self._starts.items() if start and start.to_ask and uid in pods]
-        turn = asyncio.Semaphore(AT_A_TIME)
-        async with asyncio.TaskGroup() as questions:
-            for uid in asked:
-                questions.create_task(self._ask_one(pods[uid], turn), name=f"cold starts: {uid}")
-        return bool(asked)
+        starting = [uid for uid, start in self._starts.items() if start and start.to_ask and uid in pods]
+        for uid in starting:
+            if uid not in self._asking:
+                self._asking.add(uid)
+                questions.create_task(self._ask_one(pods[uid]), name=f"cold starts: {uid}")
+        return bool(starting or self._asking)
 
-    async def _ask_one(self, pod: PodView, turn: asyncio.Semaphore) -> None:
-        start = self._starts.get(pod.uid)
-        if not start or not pod.pod_ip:
-            return
-        async with turn:
-            answered = await self._answers.has_answered(pod.pod_ip, start.targets)
+    async def _ask_one(self, pod: PodView) -> None:
+        try:
+            start = self._starts.get(pod.uid)
+            if not start or not pod.pod_ip:
+                return
+            async with self._turn:
+                answered = await self._answers.has_answered(pod.pod_ip, start.targets)
+        finally:
+            self._asking.discard(pod.uid)
         start = self._starts.get(pod.uid)  # it may have ended meanwhile
         if start and answered:
             self._keep(pod.uid, *answer(start, self._clock.now()))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Mapping, Sequence
 from typing import Protocol
 
-from agent.core.errors import PrewarmError
+from agent.core.errors import PrewarmError, Transient
 
 
 class Writer(Protocol):
@@ -64,5 +65,8 @@ class CountedWriter:
             await write
         except PrewarmError as error:
             self._observer.api_write(kind, error)
+            raise
+        except asyncio.CancelledError:  # the caller's patience is over: an API server that hangs shows here alone
+            self._observer.api_write(kind, Transient("cut short"))
             raise
         self._observer.api_write(kind)

@@ -13,7 +13,7 @@ from agent.observe import catalogue
 from agent.observe.catalogue import Kind, Metric
 from agent.observe.start import StartLabels
 
-_MAX_ENDPOINTS = 500  # pods name their endpoint: a label that changes with each of them must not fill memory
+_MAX_ENDPOINTS = 500  # users name endpoints: names that change with each pod or preview must not fill memory
 _OTHER = "other"
 
 
@@ -25,7 +25,7 @@ class Metrics:
         made = {m.name: _counter(m, registry) for m in catalogue.FED if m.kind is Kind.COUNTER}
         self._counters: Mapping[str, Counter] = made
         self._histograms = {m.name: _histogram(m, registry) for m in catalogue.FED if m.kind is Kind.HISTOGRAM}
-        self._started: set[tuple[str, str]] = set()
+        self._endpoints: set[tuple[str, str]] = set()
 
     def image_pull(self, labels: StartLabels, seconds: float) -> None:
         """Count one start's time to the serving container (StartObserver)."""
@@ -61,11 +61,11 @@ class Metrics:
 
     def window_met(self, key: EndpointKey, late_seconds: float) -> None:
         """Count a window whose endpoint was ready, 0 seconds late if in time (WindowObserver)."""
-        self._histograms[catalogue.WINDOW_LATENESS.name].labels(key.namespace, key.name).observe(late_seconds)
+        self._histograms[catalogue.WINDOW_LATENESS.name].labels(*self._bounded(key.namespace, key.name)).observe(late_seconds)
 
     def window_missed(self, key: EndpointKey) -> None:
         """Count a window that ended without its endpoint being ready (WindowObserver)."""
-        self._counters[catalogue.WINDOWS_MISSED.name].labels(key.namespace, key.name).inc()
+        self._counters[catalogue.WINDOWS_MISSED.name].labels(*self._bounded(key.namespace, key.name)).inc()
 
     def api_write(self, kind: str, error: PrewarmError | None = None) -> None:
         """Count one write to the API server by the kind of object written."""
@@ -78,14 +78,17 @@ class Metrics:
         self._counters[catalogue.WITHDRAWALS.name].inc(values.count(None))
 
     def _start(self, metric: Metric, labels: StartLabels, seconds: float) -> None:
-        endpoint = labels.namespace, labels.endpoint
-        if endpoint not in self._started:
-            if len(self._started) < _MAX_ENDPOINTS:
-                self._started.add(endpoint)
-            else:
-                endpoint = _OTHER, _OTHER
+        endpoint = self._bounded(labels.namespace, labels.endpoint)
         values = (*endpoint, labels.size_class, labels.node_pool, labels.warm, labels.outcome)
         self._histograms[metric.name].labels(*values).observe(max(0.0, seconds))
+
+    def _bounded(self, namespace: str, endpoint: str) -> tuple[str, str]:
+        """Return the two labels, `other` for endpoints past the limit."""
+        found = namespace, endpoint
+        if found not in self._endpoints and len(self._endpoints) >= _MAX_ENDPOINTS:
+            return _OTHER, _OTHER
+        self._endpoints.add(found)
+        return found
 
 
 def _counter(metric: Metric, registry: CollectorRegistry) -> Counter:

@@ -139,7 +139,12 @@ def metrics_targets(pod: PodView, want: EndpointWant | None, container: str) -> 
 
 
 def warmth(images: Sequence[ImageRef], want: EndpointWant | None, inventory: Inventory) -> str:
-    """Return `cold`, `image`, `weights`, `both`, or `memory` (both, and the weights measured in the page cache) as of now."""
+    """Return how warm the node is now: `cold`, `image`, `weights`, `both`, or `memory` (both, weights in the page cache).
+
+    `unknown` while the inventory proves nothing yet.
+    """
+    if not inventory.proved:
+        return "unknown"
     unpacked = bool(images) and all(_unpacked(ref, inventory) for ref in images)
     models = want.models if want else ()
     digests = [model.digest or inventory.resolved.get(str(model.uri)) for model in models]

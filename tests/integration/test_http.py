@@ -24,7 +24,7 @@ from agent.core.refs import EndpointKey
 from agent.kube.objects import Condition, ContainerStatusView, ContainerView, NodeView, PodSpecView, PodView
 from agent.kube.watch import Listing
 from agent.observe.answers import MAX_BODY_BYTES, AnswerReader
-from agent.observe.coldstart import ColdStarts
+from agent.observe.coldstart import Answers, ColdStarts
 from agent.observe.http import HttpServer
 from agent.observe.metrics import Metrics
 from tests.bed.modelserver import weights
@@ -175,17 +175,18 @@ def ready(pod: PodView) -> PodView:
 class Watched:
     """ColdStarts on a cell of pods."""
 
-    def __init__(self) -> None:
+    def __init__(self, answers: Answers | None = None) -> None:
         self.registry = CollectorRegistry()
         self.pods = Latest[Listing[PodView]](Listing())
+        self.inventory = Inventory(proved=True)
         self.service = ColdStarts(
             pods=self.pods,
             assignment=lambda: Assignment(endpoints=(EndpointWant(key=KEY),)),
-            inventory=Inventory,
+            inventory=lambda: self.inventory,
             node=lambda: NODE,
             clock=SystemClock(),
             observer=Metrics(self.registry),
-            answers=AnswerReader(),
+            answers=answers or AnswerReader(),
         )
 
     async def show(self, *pods: PodView) -> None:
@@ -194,8 +195,8 @@ class Watched:
         for _ in range(5):
             await asyncio.sleep(0)
 
-    def read(self, name: str, what: str = "count") -> float | None:
-        return self.registry.get_sample_value(f"{name}_seconds_{what}", LABELS)
+    def read(self, name: str, what: str = "count", **labels: str) -> float | None:
+        return self.registry.get_sample_value(f"{name}_seconds_{what}", LABELS | labels)
 
     async def until_counted(self, name: str) -> None:
         async with asyncio.timeout(PATIENCE_SECONDS):
@@ -275,3 +276,46 @@ async def test_two_pods_are_counted_apart_and_one_that_never_answers_holds_up_no
     await complete(server)
     await watched.until_counted("cold_start_total")
     assert (watched.read("image_pull"), watched.read("cold_start_total")) == (2, 1)
+
+
+async def test_how_warm_a_node_was_before_its_first_proof_is_unknown_not_cold(watched: Watched) -> None:
+    watched.inventory = Inventory()
+    await watched.show()
+    started = pod(1, datetime.now(UTC))
+    await watched.show(started)
+    watched.inventory = Inventory(proved=True)
+    await watched.show(ready(started))
+    assert watched.read("image_pull") is None
+    assert watched.read("image_pull", warm="unknown") == 1
+
+
+class OneHangs:
+    """Answers of two pods: the first keeps whoever asks, the second has answered when it is asked for the second time."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    async def has_answered(self, ip: str, targets: tuple[tuple[int, str], ...]) -> bool:
+        if targets[0][0] == 1:
+            await asyncio.Event().wait()
+        self.asked += 1
+        return self.asked > 1
+
+    async def close(self) -> None:
+        pass
+
+
+async def test_a_pod_that_keeps_whoever_asks_does_not_delay_what_another_answered() -> None:
+    watched = Watched(OneHangs())
+    task = asyncio.create_task(watched.service.run(), name="cold starts")
+    try:
+        await watched.show()
+        created = datetime.now(UTC)
+        pods = replace(pod(1, created), name="chat-1", uid="u2"), pod(2, created)
+        await watched.show(*pods)
+        await watched.show(*map(ready, pods))
+        async with asyncio.timeout(5):
+            await watched.until_counted("cold_start_total")
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)

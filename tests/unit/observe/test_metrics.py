@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import re
+import asyncio
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -108,6 +109,16 @@ def test_other_rooms_events_are_counted() -> None:
     assert read("prewarm_window_lateness_seconds_bucket", {"namespace": "shop", "endpoint": "chat", "le": "0.0"}) == 1
 
 
+def test_windows_of_endless_endpoint_names_share_a_bounded_number_of_series() -> None:
+    registry = CollectorRegistry()
+    metrics = Metrics(registry)
+    for number in range(600):
+        metrics.window_missed(EndpointKey(namespace="preview", name=f"pr-{number}"))
+    (family,) = [f for f in registry.collect() if f.name == "prewarm_windows_missed"]
+    assert len(family.samples) == 501
+    assert registry.get_sample_value(f"{family.name}_total", {"namespace": "other", "endpoint": "other"}) == 100
+
+
 class Writer:
     def __init__(self, error: Exception | None = None) -> None:
         self.error = error
@@ -132,6 +143,18 @@ async def test_claims_and_withdrawals_are_counted_when_they_have_been_written() 
     assert (read("prewarm_claims_total"), read("prewarm_claim_withdrawals_total")) == (1, 1)
     assert read("prewarm_api_writes_total", {"kind": "node", "outcome": "ok"}) == 1
     assert read("prewarm_api_writes_total", {"kind": "node", "outcome": "failed"}) == 1
+
+
+async def test_a_write_that_nobody_waits_for_any_more_has_failed() -> None:
+    class Hanging(Writer):
+        async def patch_status(self, node: str, body: Mapping[str, object]) -> None:
+            await asyncio.Event().wait()
+
+    registry = CollectorRegistry()
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.01):
+            await CountedWriter(Hanging(), Metrics(registry)).patch_status("n", {})
+    assert registry.get_sample_value("prewarm_api_writes_total", {"kind": "node", "outcome": "failed"}) == 1
 
 
 def test_gauges_are_read_from_the_cells() -> None:

@@ -35,6 +35,7 @@ MODEL = ModelWant(name="m", uri=parse_model_uri("s3://models/m/"), digest=DIGEST
 WANT = EndpointWant(key=KEY, images=(ImageWant(ref=IMAGE),), models=(MODEL,))
 ASSIGNMENT = Assignment(endpoints=(WANT,))
 WARM = Inventory(
+    proved=True,
     images={IMAGE: ImageState(ref=IMAGE, level=ImageLevel.UNPACKED)},
     models={DIGEST: ModelState(digest=DIGEST, level=ModelLevel.COMMITTED)},
 )
@@ -158,12 +159,17 @@ def test_a_restart_after_ready_drops_the_total() -> None:
     [(True, True, "both"), (True, False, "image"), (False, True, "weights"), (False, False, "cold")],
 )
 def test_the_warm_level_is_what_was_proved_when_the_pod_appeared(images: bool, models: bool, expected: str) -> None:
-    inventory = Inventory(images=WARM.images if images else {}, models=WARM.models if models else {})
+    inventory = replace(WARM, images=WARM.images if images else {}, models=WARM.models if models else {})
     assert fresh(inventory).labels.warm == expected
+
+
+def test_before_the_first_proof_nobody_knows_how_warm_the_node_is() -> None:
+    assert fresh(replace(WARM, proved=False)).labels.warm == "unknown"
 
 
 def test_partial_levels_are_not_warm() -> None:
     inventory = Inventory(
+        proved=True,
         images={IMAGE: ImageState(ref=IMAGE, level=ImageLevel.PRESENT)},
         models={DIGEST: ModelState(digest=DIGEST, level=ModelLevel.PARTIAL)},
     )
@@ -177,7 +183,7 @@ def test_an_endpoint_without_models_is_warm_by_its_image_alone() -> None:
 
 
 def test_a_pod_of_an_endpoint_warmed_elsewhere_is_cold_and_of_unknown_size() -> None:
-    start = begin(pod(), None, Inventory(), {"node.kubernetes.io/instance-type": "p5"})
+    start = begin(pod(), None, Inventory(proved=True), {"node.kubernetes.io/instance-type": "p5"})
     assert start
     assert (start.labels.warm, start.labels.size_class, start.labels.node_pool) == ("cold", "unknown", "p5")
 
