@@ -79,7 +79,8 @@ class Fleet:
             )
             async with asyncio.TaskGroup() as tasks:
                 # Withdrawing needs nodes and agents alone: it does not wait for what planning needs besides.
-                for service in (*watches(sources, self._api, s.namespace, self._clock), withdrawer):
+                first: list[Service] = [*watches(sources, self._api, s.namespace, self._clock), withdrawer]
+                for service in first:
                     tasks.create_task(forever(service), name=service.name)
                 await _synced(sources)
                 for service in self._services(sources, withdrawer.swept):

@@ -153,7 +153,9 @@ class Publisher:
         except (Transient, Permanent) as error:
             before = self._retry.get(node.name)
             backoff = (before.backoff if before else Backoff()).failed()
-            lasting = isinstance(error, Permanent) and not isinstance(error, NotFound)  # not found: it is made next time
+            lasting = isinstance(error, Permanent) and not isinstance(
+                error, NotFound
+            )  # not found: it is made next time
             seconds = _REFUSED_SECONDS if lasting else backoff.delay_seconds(self._rng)
             at = self._clock.monotonic() + seconds
             self._retry[node.name] = _Retry(backoff=backoff, at=at, refused=assignment if lasting else None)

@@ -61,7 +61,9 @@ class Metrics:
 
     def window_met(self, key: EndpointKey, late_seconds: float) -> None:
         """Count a window whose endpoint was ready, 0 seconds late if in time (WindowObserver)."""
-        self._histograms[catalogue.WINDOW_LATENESS.name].labels(*self._bounded(key.namespace, key.name)).observe(late_seconds)
+        self._histograms[catalogue.WINDOW_LATENESS.name].labels(*self._bounded(key.namespace, key.name)).observe(
+            late_seconds
+        )
 
     def window_missed(self, key: EndpointKey) -> None:
         """Count a window that ended without its endpoint being ready (WindowObserver)."""

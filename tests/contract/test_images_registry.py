@@ -192,13 +192,14 @@ async def test_a_manifest_without_end_is_refused(guarded: Guarded, resolver: Reg
 
 
 @pytest.mark.parametrize(
-    "body", [b"[", b"[]", b"{}", b'{"token": 3}', b'{"token": "a\\nb"}', b"[" * 60_000, b'{"token": "T-"}' + b" " * (65 << 10)]
+    "body",
+    [b"[", b"[]", b"{}", b'{"token": 3}', b'{"token": "a\\nb"}', b"[" * 60_000, b'{"token": "T-"}' + b" " * (65 << 10)],
 )
 async def test_nonsense_instead_of_a_token_is_that_images_failure(
     guarded: Guarded, resolver: RegistryResolver, body: bytes
 ) -> None:
     guarded.token_body = body
-    with pytest.raises(PermanentFault, match="without a token|more than 65536 bytes"):
+    with pytest.raises(PermanentFault, match=r"without a token|more than 65536 bytes"):
         await resolver.resolve(parse_image_ref(f"{HOST}/m:1"))
 
 

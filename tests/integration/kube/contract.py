@@ -228,12 +228,15 @@ class KubeContract:
 
 
 class MovedClock(SystemClock):
-    """The machine's clock, some time ahead."""
+    """The machine's clocks, some time ahead."""
 
     ahead = timedelta()
 
     def now(self) -> datetime:
         return datetime.now(UTC) + self.ahead
+
+    def monotonic(self) -> float:
+        return super().monotonic() + self.ahead.total_seconds()
 
 
 def _writer(api: KubeApi, clock: SystemClock) -> EventWriter:

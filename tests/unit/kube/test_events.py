@@ -140,7 +140,9 @@ def test_words_that_change_all_the_time_are_no_flood_and_the_newest_are_told() -
 
 
 def test_an_events_name_is_one_also_where_the_objects_is_cut_behind_a_dash() -> None:
-    assert re.fullmatch(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*", said("x" * 199 + "-yyy").event_name)
+    assert re.fullmatch(
+        r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*", said("x" * 199 + "-yyy").event_name
+    )
 
 
 def test_a_clock_that_is_set_back_does_not_let_an_event_die() -> None:
