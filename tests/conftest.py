@@ -6,8 +6,13 @@ import asyncio
 import os
 from collections.abc import AsyncIterator
 
+import hypothesis
 import pytest
 import pytest_asyncio
+
+# How long one example takes says more about the machine's other work than about the code.
+hypothesis.settings.register_profile("prewarm", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("prewarm")
 
 
 @pytest.fixture(autouse=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import signal
@@ -17,6 +19,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
+from agent.cli import main
 from agent.core.assignment_json import format_time
 from agent.core.names import READY, endpoint_label
 from tests.bed.s3 import free_port
@@ -111,11 +114,10 @@ class Standalone:
 
     def status(self) -> Status | None:
         """What `prewarm status --json` prints; None if it fails, as it does while no agent runs."""
-        asked = subprocess.run(
-            [PREWARM, "status", "--json", "--socket", str(self.socket)], capture_output=True, text=True, check=False
-        )
-        assert "Traceback" not in asked.stderr
-        return Status(json.loads(asked.stdout)) if asked.returncode == 0 else None
+        out = io.StringIO()
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(io.StringIO()):  # in this process: asked often
+            code = main(["status", "--json", "--socket", str(self.socket)])
+        return Status(json.loads(out.getvalue())) if code == 0 else None
 
     def wait(self, condition: Callable[[Status], T | None], seconds: float, what: str) -> T:
         """Ask for the status until `condition` holds; the agent must not end meanwhile."""
