@@ -31,12 +31,27 @@ FRESH_SECONDS = 5.0  # how often credentials are looked after while threads sign
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FileProgress:
+    """One file that is begun and not whole: whole ranges of it count."""
+
+    path: str
+    done_bytes: int
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """Bytes of a running download: `done_bytes` are here (also from an earlier run), `fetched_bytes` came over the wire."""
+    """Bytes of a running download: `done_bytes` are here (also from an earlier run), `fetched_bytes` came over the wire.
+
+    `files` are those under way.
+    """
 
     done_bytes: int = 0
     total_bytes: int = 0
     fetched_bytes: int = 0
+    files_done: int = 0
+    files_total: int = 0
+    files: tuple[FileProgress, ...] = ()
 
 
 class Engine:
@@ -57,7 +72,16 @@ class Engine:
         if self._transfer is None:
             return Progress()
         done, fetched = self._transfer.counts()
-        return Progress(done_bytes=done, total_bytes=self._transfer.manifest.size_bytes, fetched_bytes=fetched)
+        files_done, files = self._transfer.by_file()
+        manifest = self._transfer.manifest
+        return Progress(
+            done_bytes=done,
+            total_bytes=manifest.size_bytes,
+            fetched_bytes=fetched,
+            files_done=files_done,
+            files_total=len(manifest.objects),
+            files=tuple(FileProgress(path=p, done_bytes=d, size_bytes=s) for p, d, s in files),
+        )
 
     async def download(
         self, manifest: Manifest, source: S3Source, directory: Path, have: Sequence[FileProof] = ()

@@ -97,6 +97,14 @@ class Transfer:
         with self.lock:
             return self._done, self._fetched
 
+    def by_file(self) -> tuple[int, list[tuple[str, int, int]]]:
+        """Return how many files are whole, and path, bytes here and size of those that are begun and not whole."""
+        objects = self.manifest.objects
+        with self.lock:
+            begun = [(objects[f], sum(s.length for s in sums.values())) for f, sums in self._sums.items()]
+            open_ = [(o.path, done, o.size) for o, done in begun if o.path not in self.proofs]
+            return len(self.proofs), open_
+
     def count(self, done: int, fetched: int) -> None:
         """Add to both counts; a range that failed is taken off again."""
         with self.lock:

@@ -41,8 +41,10 @@ def test_hydrate_brings_a_model_and_a_second_call_fetches_nothing(
 ) -> None:
     model = {"a.bin": bucket.put("m/a.bin", noise(9 * MIB)), "sub/b": bucket.put("m/sub/b", b"b")}
     assert run(str(bucket.uri()), "--to", str(tmp_path / "to"), "--json") == 0
-    told = json.loads(capsys.readouterr().out)
-    assert (told["files"], told["bytes"], told["fetchedBytes"], told["proof"]) == (
+    *steps, told = map(json.loads, capsys.readouterr().out.splitlines())
+    assert {s["event"] for s in steps} <= {"progress"}
+    assert (told["event"], told["files"], told["bytes"], told["fetchedBytes"], told["proof"]) == (
+        "result",
         2,
         9 * MIB + 1,
         9 * MIB + 1,
@@ -81,7 +83,10 @@ def test_interrupted_it_exits_130_and_shows_no_file_and_the_next_call_resumes(
     bucket.proxy.rules.append(Rule("slow", times=99, arg=30e6))
     code = "import sys; from tests.integration.models.test_fetch import run; sys.exit(run(*sys.argv[1:]))"
     child = subprocess.Popen(
-        [sys.executable, "-c", code, str(bucket.uri()), "--to", str(tmp_path), "--connections", "2"]
+        [sys.executable, "-c", code, str(bucket.uri()), "--to", str(tmp_path), "--connections", "2", "--json"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     deadline = time.monotonic() + 60
     while not any((j := read_journal(p)) and j.sums for p in tmp_path.glob(f"{HIDDEN}/*/journal")):
@@ -89,12 +94,51 @@ def test_interrupted_it_exits_130_and_shows_no_file_and_the_next_call_resumes(
         assert child.poll() is None
         time.sleep(0.01)
     child.send_signal(signal.SIGINT)
-    assert child.wait(timeout=10) == 130
+    out, err = child.communicate(timeout=10)
+    assert child.returncode == 130
+    assert "MB here; the same command goes on from there" in err
+    assert json.loads(out.splitlines()[-1])["event"] == "error"
     assert visible(tmp_path) == {}
     bucket.proxy.rules.clear()
     assert run(str(bucket.uri()), "--to", str(tmp_path), "--json") == 0
-    assert json.loads(capsys.readouterr().out)["fetchedBytes"] < 40 * MIB
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["fetchedBytes"] < 40 * MIB
     assert visible(tmp_path) == {"a.bin": content}
+
+
+def test_a_terminal_gets_a_bar_with_rate_and_files_and_the_result_stays(bucket: SourceBucket, tmp_path: Path) -> None:
+    for name in ("first.bin", "second.bin"):
+        bucket.put(f"m/{name}", noise(12 * MIB))
+    bucket.proxy.rules.append(Rule("slow", times=99, arg=8e6))
+    code = "import sys; from tests.integration.models.test_fetch import run; sys.exit(run(*sys.argv[1:]))"
+    ours, theirs = os.openpty()
+    child = subprocess.Popen(
+        [sys.executable, "-c", code, str(bucket.uri()), "--to", str(tmp_path)],
+        stdout=subprocess.PIPE,
+        stderr=theirs,
+        text=True,
+        env=os.environ | {"TERM": "xterm", "COLUMNS": "150"},
+    )
+    os.close(theirs)
+    shown = b""
+    try:
+        while some := os.read(ours, 65536):
+            shown += some
+    except OSError:
+        pass  # the other end is closed
+    out, _ = child.communicate(timeout=10)
+    assert child.returncode == 0
+    assert b"/s, " in shown
+    assert b" of 2 files" in shown
+    assert b"first.bin" in shown
+    assert out.startswith("2 files, 25.2 MB, fetched in ")
+
+
+def test_s3_that_is_away_is_worth_another_try(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for key, value in {"AWS_ENDPOINT_URL": "http://127.0.0.1:9", "AWS_REGION": "x", "AWS_MAX_ATTEMPTS": "1"}.items():
+        monkeypatch.setenv(key, value)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "a")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "b")
+    assert run("s3://bucket/m/", "--to", str(tmp_path)) == 75
 
 
 async def test_a_link_in_the_directory_is_not_followed(bucket: SourceBucket, tmp_path: Path) -> None:
