@@ -266,6 +266,8 @@ def _read_file(path: str, mistakes: list[str]) -> Mapping[str, object]:
 def _check(values: Mapping[str, Any], mistakes: list[str]) -> None:
     if not 1 <= values.get("proof_interval_seconds", 15.0) <= 25:
         mistakes.append("proof_interval_seconds must be between 1s and 25s: readiness rests on a proof every 30 s")
+    if values.get("resolve_seconds", 300.0) < 10:
+        mistakes.append("resolve_seconds must be at least 10s: S3 and registries are asked that often")
     if values.get("connections", 8) < 1 or values.get("max_pulls", 2) < 1:
         mistakes.append("connections and max_pulls must be at least 1")
     if not 0.5 <= values.get("gpu_timeout_seconds", 10.0) <= 12:

@@ -28,6 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     parser = _parser(next((w for w in words if not w.startswith("-")), ""))
     options = parser.parse_args(words)
+    code = 0
     try:
         code = options.run(options)
         sys.stdout.flush()
@@ -38,7 +39,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # `prewarm status | head` is no error
-        return 0
     return int(code or 0)
 
 

@@ -19,8 +19,8 @@ from agent.core.errors import Invalid, cut
 from agent.core.inventory import Inventory
 from agent.core.refs import parse_model_source
 from agent.core.units import format_duration, format_size, parse_size
-from agent.demand.annotations import read_endpoint
-from agent.demand.endpoint import DemandDefaults, Endpoint, Problem, ProblemKind
+from agent.demand.annotations import read_endpoint, refuse_duplicates
+from agent.demand.endpoint import DemandDefaults, Endpoint, EndpointReading, Problem, ProblemKind
 from agent.demand.windows import windows
 from agent.kube.objects import WorkloadView
 from agent.kube.parse import parse_workload
@@ -54,7 +54,7 @@ def run(options: argparse.Namespace) -> int:
     settings = load_settings(argparse.Namespace(config=options.config))
     now = parse_time(options.at, "--at") if options.at else datetime.now(UTC)
     wants, problems = _read(options.file, settings, now)
-    limits = Limits(warm_ahead=settings.warm_ahead, rate_bytes_per_second=float(parse_size(options.rate)))
+    limits = Limits(warm_ahead=settings.warm_ahead, rate_bytes_per_second=_rate(options.rate))
     decided = plan(Assignment(endpoints=tuple(wants)), Inventory(proved=True), now, limits)
     if options.json:
         print(json.dumps(_as_json(decided, problems), indent=1))
@@ -66,16 +66,13 @@ def run(options: argparse.Namespace) -> int:
 def _read(path: str, settings: Settings, now: datetime) -> tuple[list[EndpointWant], list[tuple[str, Problem]]]:
     """Return what the file asks for, and the problems by workload."""
     wants: list[EndpointWant] = []
-    problems: list[tuple[str, Problem]] = []
+    readings: list[EndpointReading] = []
     for document in _documents(path):
         kind = document.get("kind", "")
         if kind in _WORKLOADS:
             workload = parse_workload(document)
             workload = replace(workload, namespace=workload.namespace or "default")  # as kubectl takes it
-            reading = read_endpoint(workload, _defaults(workload, settings))
-            problems += [(f"{kind.lower()}/{workload.name}", problem) for problem in reading.problems]
-            if reading.endpoint:
-                wants.append(_want(reading.endpoint, now))
+            readings.append(read_endpoint(workload, _defaults(workload, settings)))
         elif kind == "NodeWarmup" or "endpoints" in document:
             try:
                 wants += parse_assignment(document.get("spec", document)).endpoints
@@ -83,7 +80,16 @@ def _read(path: str, settings: Settings, now: datetime) -> tuple[list[EndpointWa
                 raise Invalid(f"{path}: {error}") from error
         else:
             print(f"prewarm plan: skipped {cut(kind or 'a document without kind', 60)}", file=sys.stderr)
-    return wants, problems
+    judged = refuse_duplicates(readings)
+    wants += [_want(r.endpoint, now) for r in judged if r.endpoint]
+    return wants, [(f"{r.workload.kind.lower()}/{r.workload.name}", p) for r in judged for p in r.problems]
+
+
+def _rate(text: str) -> float:
+    rate = float(parse_size(text))
+    if not rate:
+        raise Invalid(f"--rate {cut(text, 60)!r}: a node that fetches nothing is ready never")
+    return rate
 
 
 def _documents(path: str) -> Iterator[Mapping[str, Any]]:
@@ -163,9 +169,10 @@ def _memory(told: EndpointPlan) -> Iterator[str]:
 def _times(told: EndpointPlan, now: datetime) -> Iterator[str]:
     if told.start_at:
         yield f"  starts   {format_time(max(told.start_at, now))}"
-    for n, window in enumerate(w for w in told.want.windows if w.until > now):
+    coming = [w for w in told.want.windows if w.until > now]
+    for n, window in enumerate(coming):
         if n == 5:
-            yield f"  …        {len(told.want.windows) - n} more windows within 48 h"
+            yield f"  …        {len(coming) - n} more windows within 48 h"
             break
         yield f"  ready by {format_time(window.ready_by)}, warm until {format_time(window.until)} ({window.source}, in {format_duration(window.ready_by - now)})"
 

@@ -1,4 +1,4 @@
-"""`prewarm agent`: warm this node and publish its readiness; or, with `--plan FILE`, alone and without Kubernetes."""
+"""`prewarm planner`: decide what is needed where and when, and withdraw what dead agents claimed; one of its replicas leads."""
 
 from __future__ import annotations
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -44,21 +45,22 @@ def run(options: argparse.Namespace) -> int:
                 f"no agent on this machine: {socket} is not there (see the agent's run_dir, or use --fleet)"
             )
         status = asyncio.run(_ask_agent(socket))
+        if options.namespace:
+            status["endpoints"] = [e for e in status["endpoints"] if e["endpoint"].startswith(f"{options.namespace}.")]
         print(json.dumps(status, indent=1) if options.json else "\n".join(node_text(status, datetime.now(UTC))))
         return 0
-    nodes = asyncio.run(_ask_api_server(options.kubeconfig))
-    rows = [
-        r for r in fleet_rows(nodes) if options.namespace in ("", r["namespace"]) and options.node in ("", r["node"])
-    ]
+    nodes = [n for n in asyncio.run(_ask_api_server(options.kubeconfig)) if options.node in ("", n["node"])]
+    rows = [r for r in fleet_rows(nodes) if options.namespace in ("", r["namespace"])]
     if options.json:
         print(json.dumps({"endpoints": rows, "nodes": nodes}, indent=1))
     else:
-        print("\n".join(fleet_text(rows, [n for n in nodes if n["node"] == options.node])))
+        print("\n".join(fleet_text(rows, nodes if options.node else [], options.namespace, options.node)))
     return 0
 
 
 def _found_socket() -> Path | None:
-    return next((s for s in _SOCKETS if s.exists()), None)
+    """Return the first socket this user may write to: admin.sock is root's."""
+    return next((s for s in _SOCKETS if os.access(s, os.W_OK, effective_ids=True)), None)
 
 
 async def _ask_agent(socket: Path) -> dict[str, Any]:
@@ -185,10 +187,11 @@ def fleet_rows(nodes: Iterable[Row]) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda r: (r["namespace"], r["name"], r["node"]))
 
 
-def fleet_text(rows: Sequence[Row], nodes: Sequence[Row]) -> Iterator[str]:
-    """Write the fleet for a person; `nodes` are shown with each item."""
+def fleet_text(rows: Sequence[Row], nodes: Sequence[Row], namespace: str = "", only: str = "") -> Iterator[str]:
+    """Write the fleet for a person, or what was asked for of it; `nodes` are shown with each item."""
     if not rows:
-        yield "no endpoint is assigned to any node: annotate a Deployment with prewarm.dev/models and prewarm.dev/schedule"
+        of, to = f" of namespace {namespace}" if namespace else "", f"node {only}" if only else "any node"
+        yield f"no endpoint{of} is assigned to {to}: annotate a Deployment with prewarm.dev/models and prewarm.dev/schedule"
     cells = [(r["namespace"], r["name"], r["node"], r["stage"], r["readyBy"] or "-", r["reason"]) for r in rows]
     yield from _table(("NAMESPACE", "ENDPOINT", "NODE", "STAGE", "READY BY", "WHY"), cells)
     for node in nodes:

@@ -13,9 +13,11 @@ import json
 import os
 import re
 import signal
+import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from agent.node.waiting import WaitOrder
 
 EXIT_OK, EXIT_FAILED, EXIT_TERMINATED = 0, 1, 143
+_MAX_TIMEOUT = timedelta(days=1)  # what an agent takes
 _CONNECT_SECONDS = 2.0  # no socket for so long: no agent
 _HEAR_SECONDS = 5.0  # a socket, but not a word for so long: no agent that works
 _RECONNECT_SECONDS = 0.5
@@ -90,6 +93,14 @@ async def wait(plan: Plan, *, fetch: Fetch, say: Callable[[str], None]) -> int:
 
     Cancelled at any moment it leaves links and whole models only, and partial downloads under a hidden name.
     """
+    try:
+        return await _wait(plan, fetch, say)
+    except OSError as error:
+        say(f"failed: cannot write to {plan.into}: {cut(error)} (it must be a volume of the pod, such as an emptyDir)")
+        return EXIT_FAILED
+
+
+async def _wait(plan: Plan, fetch: Fetch, say: Callable[[str], None]) -> int:
     models = tuple(m for m in plan.models if not _is_fetched(plan.into / m.name))
     if not models:
         say("every model is here already" if plan.models else "this pod names no models")
@@ -129,34 +140,53 @@ async def _ask(plan: Plan, say: Callable[[str], None]) -> Mapping[str, Path]:
     """Wait at the agent; return where each model is.
 
     Raises:
-        NoAgent: nobody has ever answered.
+        NoAgent: nobody has ever answered, or nobody does any more when the plan's timeout is over.
         TimeoutError: not within the plan's timeout.
         Permanent: the agent refuses.
     """
+    tell = _Teller(say)
+    try:
+        async with asyncio.timeout(plan.timeout_seconds):
+            return await _listen(plan, tell)
+    except TimeoutError as error:
+        if tell.last == _LOST:
+            raise NoAgent(f"the agent did not come back within {format_duration(plan.timeout_seconds)}") from error
+        raise
+
+
+async def _listen(plan: Plan, tell: _Teller) -> Mapping[str, Path]:
     from agent.node.local_client import Away
 
     loop = asyncio.get_running_loop()
-    started, heard, last = loop.time(), False, ""
-    async with asyncio.timeout(plan.timeout_seconds):
-        while True:
-            left = started + plan.timeout_seconds - loop.time()
-            try:
-                async with aclosing(_progress(plan, max(left, 0.1), silence=None if heard else _HEAR_SECONDS)) as steps:
-                    async for step in steps:
-                        heard = True
-                        if step.ready:
-                            return step.paths
-                        line = _line(step)
-                        if line != last:
-                            say(line)
-                            last = line
-            except Away as error:
-                if not heard and loop.time() - started >= _CONNECT_SECONDS:
-                    raise NoAgent(f"no agent at {plan.socket}") from error
-                if heard and last != _LOST:
-                    say(_LOST)
-                    last = _LOST
-            await asyncio.sleep(_RECONNECT_SECONDS if heard else _CONNECT_SECONDS / 10)
+    started, heard = loop.time(), False
+    while True:
+        left = started + plan.timeout_seconds - loop.time()
+        try:
+            async with aclosing(_progress(plan, max(left, 0.1), silence=None if heard else _HEAR_SECONDS)) as steps:
+                async for step in steps:
+                    heard = True
+                    if step.ready:
+                        return step.paths
+                    tell(_line(step))
+        except Away as error:
+            if not heard and loop.time() - started >= _CONNECT_SECONDS:
+                raise NoAgent(f"no agent at {plan.socket}") from error
+            if heard:
+                tell(_LOST)
+        await asyncio.sleep(_RECONNECT_SECONDS if heard else _CONNECT_SECONDS / 10)
+
+
+class _Teller:
+    """Says a line unless it is the last one again."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say = say
+        self.last = ""
+
+    def __call__(self, line: str) -> None:
+        if line != self.last:
+            self._say(line)
+            self.last = line
 
 
 async def _progress(plan: Plan, timeout_seconds: float, *, silence: float | None) -> AsyncGenerator[Progress, None]:
@@ -263,6 +293,9 @@ def _plan(options: argparse.Namespace) -> Plan:
     models = tuple(parse_model_source(part) for part in re.split(r"[,\n]", options.models) if part.strip())
     if len({m.name for m in models}) != len(models):
         raise Invalid("--models: two models have one name; write name=s3://…")
+    timeout = parse_duration(options.timeout)
+    if timeout > _MAX_TIMEOUT:
+        raise Invalid(f"--timeout {cut(options.timeout, 60)!r} is longer than {format_duration(_MAX_TIMEOUT)}")
     return Plan(
         endpoint=EndpointKey(namespace=namespace, name=name),
         models=models,
@@ -271,7 +304,7 @@ def _plan(options: argparse.Namespace) -> Plan:
         into=options.into,
         views=options.views,
         socket=options.socket,
-        timeout_seconds=parse_duration(options.timeout).total_seconds(),
+        timeout_seconds=timeout.total_seconds(),
         otherwise=options.otherwise,
     )
 
@@ -296,4 +329,7 @@ async def _fetch_from_s3(uri: ModelUri, directory: Path) -> None:
 
 
 def _print(line: str) -> None:
-    print(line, flush=True)
+    try:
+        print(line, flush=True)
+    except BrokenPipeError:  # nobody reads: the pod waits for its models all the same
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -24,6 +24,8 @@ _DNS_LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9\-]{0,61}[A-Za-z0-9])?"
 _HOST = re.compile(rf"(?:{_DNS_LABEL}(?:\.{_DNS_LABEL})*|\[[0-9a-fA-F:]{{2,39}}\])(?::[0-9]{{1,5}})?")
 _MAX_HOST = 259  # a DNS name of 253 and a port: it becomes a file name and is looked up
 _MAX_URI_BYTES = 2048
+_CREDENTIALS = re.compile(r"//[^/?#]*@")
+_SIGNATURE = re.compile(r"(X-Amz-[A-Za-z-]+|AWSAccessKeyId|Signature)=[^&]*", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
@@ -90,7 +92,7 @@ def parse_model_uri(text: str) -> ModelUri:
     Raises:
         Invalid: quoting the text and saying what is accepted.
     """
-    what = f"model uri {cut(text, 200)!r}"
+    what = f"model uri {cut(_bare(text), 200)!r}"
     if not text.startswith("s3://"):
         raise Invalid(f"{what} does not start with s3://")
     if any(not c.isprintable() for c in text) or len(text.encode()) > _MAX_URI_BYTES:
@@ -123,6 +125,11 @@ def parse_model_uri(text: str) -> ModelUri:
     if len(query["versionId"]) > 1 or (uri.version_id and uri.is_prefix):
         raise Invalid(f"{what}: versionId= goes with one object, not with a prefix")
     return uri
+
+
+def _bare(text: str) -> str:
+    """Return a URI without what may be a secret in it, to be quoted: credentials before the host, a signature."""
+    return _SIGNATURE.sub(r"\1=…", _CREDENTIALS.sub("//…@", text))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)

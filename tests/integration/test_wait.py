@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import signal
 import socket
 import sys
@@ -97,6 +98,32 @@ async def test_an_agent_that_dies_meanwhile_is_waited_for(tmp_path: Path) -> Non
             assert await waiting == EXIT_OK
     assert (tmp_path / "models" / "llama").readlink() == view
     assert "the agent went away; connecting again" in pod.lines
+
+
+async def test_an_agent_that_does_not_come_back_in_time_leaves_what_is_on_disk(tmp_path: Path) -> None:
+    pod = Pod()
+    async with asyncio.TaskGroup() as group:
+        async with serving(tmp_path) as node:
+            node.prove(loading(250))
+            waiting = group.create_task(pod.run(order(tmp_path, timeout_seconds=4.0)))
+            async with asyncio.timeout(10):
+                async for value in node.waiting.follow():
+                    if value:
+                        break
+        view = on_disk(tmp_path)  # it was committed just before the agent died
+        assert await waiting == EXIT_OK
+    assert (tmp_path / "models" / "llama").readlink() == view
+
+
+async def test_a_directory_that_cannot_be_written_is_a_sentence(tmp_path: Path) -> None:
+    on_disk(tmp_path)
+    (tmp_path / "models").write_text("a file")
+    pod = Pod()
+    assert await pod.run(order(tmp_path)) == EXIT_FAILED
+    assert pod.lines[-1].startswith(f"failed: cannot write to {tmp_path}/models: ")
+    (tmp_path / "views" / "team").rename(tmp_path / "views" / "other")
+    assert await pod.run(order(tmp_path, otherwise="fetch")) == EXIT_FAILED
+    assert pod.lines[-1].startswith(f"failed: cannot write to {tmp_path}/models: ")
 
 
 async def test_with_no_agent_the_newest_committed_version_on_disk_is_linked(tmp_path: Path) -> None:
@@ -227,11 +254,25 @@ async def test_the_command_ends_cleanly_when_told_to(tmp_path: Path, number: int
 
 
 async def test_the_command_refuses_bad_words(tmp_path: Path) -> None:
-    for words in (["--endpoint", "chat"], ["--endpoint", "../.."], ["--models", "file:///x"], ["--timeout", "soon"]):
+    for words in (
+        ["--endpoint", "chat"],
+        ["--endpoint", "../.."],
+        ["--models", "file:///x"],
+        ["--timeout", "soon"],
+        ["--timeout", "2d"],
+    ):
         process = await call(*command(tmp_path, *words))
         out, _ = await process.communicate()
         assert process.returncode == EXIT_FAILED
         assert out.decode().startswith("prewarm wait: ")
+
+
+async def test_a_log_that_nobody_reads_changes_no_exit_code(tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    process = await asyncio.create_subprocess_exec(*command(tmp_path, "--otherwise", "fail"), stdout=writer)
+    os.close(writer)
+    assert await process.wait() == EXIT_FAILED
 
 
 async def test_a_pod_without_models_goes_on_at_once(tmp_path: Path) -> None:

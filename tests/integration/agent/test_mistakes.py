@@ -189,6 +189,7 @@ def test_status_of_the_fleet_says_why_the_api_server_refuses(status: int, tmp_pa
         (["plan"], "--file"),
         (["plan", "-f", "-", "--at", "noon"], "noon"),
         (["plan", "-f", "-", "--rate", "quick"], "quick"),
+        (["plan", "-f", "-", "--rate", "0"], "--rate"),
         (["hydrate", "http://x/y", "--to", "/tmp/x"], "http://x/y"),
         (["hydrate", "s3://bucket/m/", "--to", "/tmp/x", "--connections", "0"], "--connections"),
         (["hydrate", "s3://bucket/m/", "--to", "/tmp/x", "--bandwidth", "much"], "much"),
@@ -229,6 +230,29 @@ def test_plan_quotes_what_is_wrong_in_a_workload() -> None:
         code, told = call("plan", "-f", "-", stdin=json.dumps(broken))
         assert code == 1
         assert told
+
+
+def test_plan_refuses_two_workloads_with_one_key_as_the_planner_does() -> None:
+    one = {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": {"name": "chat", "namespace": "team", "annotations": {"prewarm.dev/schedule": "0 9 * * *"}},
+        "spec": {"template": {"metadata": {}, "spec": {"containers": [{"name": "c", "image": "x"}]}}},
+    }
+    several = {"kind": "List", "items": [one, one | {"kind": "StatefulSet"}]}
+    code, told = call("plan", "-f", "-", stdin=json.dumps(several))
+    assert code == 1
+    assert "StatefulSet chat has the key team.chat too" in told
+    assert "nothing to warm" in told
+
+
+def test_plan_counts_the_windows_that_are_still_to_come() -> None:
+    windows = [{"readyBy": f"2026-11-26T{h:02}:00:00Z", "until": f"2026-11-26T{h:02}:30:00Z"} for h in range(10)]
+    plan = {"endpoints": [{"namespace": "team", "name": "chat", "images": ["x"], "windows": windows}]}
+    code, told = call("plan", "-f", "-", "--at", "2026-11-26T02:45:00Z", stdin=json.dumps(plan))
+    assert code == 0
+    assert told.count("ready by") == 5
+    assert "2 more windows within 48 h" in told
 
 
 def test_hydrate_says_what_s3_or_the_disk_refuses(tmp_path: Path) -> None:

@@ -100,6 +100,7 @@ def test_good_values_are_read(name: str, text: str, value: object) -> None:
         ("warm_ahead", "99999999d99999999h"),
         ("sources", "team-a"),
         ("sources", "team-a=s3://models/file.bin"),
+        ("resolve_seconds", "0s"),
         ("sources", "team-a=s3://models/x/?include=a"),
     ],
 )

@@ -198,3 +198,15 @@ def test_only_sha256_digests_are_digests(text: str) -> None:
 def test_a_uri_that_could_not_be_read_back_is_invalid() -> None:
     with pytest.raises(Invalid, match="longer than 2048 bytes with its filters escaped"):
         parse_model_uri("s3://models/x/?include=*&include=" + "/" * 1000)
+
+
+def test_credentials_in_a_uri_are_refused_and_not_repeated() -> None:
+    for text in (
+        "s3://AKIAKEY:s3cret@bucket/m/",
+        "llm=s3://AKIAKEY:s3cret@bucket/m/",
+        "s3://bucket/m/?x=1&X-Amz-Signature=s3cret",
+    ):
+        with pytest.raises(Invalid) as caught:
+            parse_model_source(text)
+        assert "s3cret" not in str(caught.value)
+        assert "AKIA" not in str(caught.value)
