@@ -70,6 +70,9 @@ def main() -> int:
         return demo(work, options)
     except KeyboardInterrupt:
         return 130
+    except (Exception, SystemExit):
+        show_logs(work)
+        raise
     finally:
         make_writable(work)
         shutil.rmtree(work, ignore_errors=True)
@@ -86,15 +89,15 @@ def demo(work: Path, options: argparse.Namespace) -> int:
         environment = os.environ | s3_environment(endpoint)
         opens = datetime.now(UTC).replace(microsecond=0) + timedelta(seconds=options.window)
         print(f"window     opens at {opens:%H:%M:%S} UTC, in {options.window} s")
-        with agent(work, opens, environment):
-            ready = wait_until_ready(work, opens)
+        with agent(work, opens, environment) as process:
+            ready = wait_until_ready(work, opens, process)
         early = (opens - ready).total_seconds()
         print(f"ready      {early:.0f} s before the window" if early >= 0 else f"ready      {-early:.0f} s LATE")
         view = next(path for path in (work / "node/views/demo/chat").iterdir() if path.is_dir())
         cold, warm = [], []
         for number in range(1, options.rounds + 1):
             cold.append(start_cold(work, endpoint))
-            warm.append(start_server(view, drop_cache=True))
+            warm.append(start_server(work, view, drop_cache=True))
             print(f"round {number}    cold {cold[-1].total:6.2f} s   warm {warm[-1].total:6.2f} s", flush=True)
     print_table(cold, warm, options.rate)
     return 0 if early >= 0 else 1
@@ -110,19 +113,19 @@ def start_cold(work: Path, endpoint: str) -> Start:
     subprocess.run([BIN / "rclone", "copy", *flags, "--config=", "--quiet", remote, target], check=True)
     fetched = time.monotonic() - began
     started = start_server(
-        target, drop_cache=False
+        work, target, drop_cache=False
     )  # a download leaves its bytes in the page cache: cold may keep them
     return Start(fetch=fetched, load=started.load, answer=started.answer)
 
 
-def start_server(model: Path, *, drop_cache: bool) -> Start:
+def start_server(work: Path, model: Path, *, drop_cache: bool) -> Start:
     """Start the model server on `model` until its first answer."""
     if drop_cache:
         drop_page_cache(model)
     port = free_port()
     command = [sys.executable, "-m", "tests.bed.modelserver.server", "--model", str(model), "--port", str(port)]
     began = time.monotonic()
-    with running(command, os.environ, ROOT / ".cache" / "demo-server.log"):
+    with running(command, os.environ, work / "server.log"):
         wait_for(f"http://127.0.0.1:{port}/v2/health/ready", 120)
         loaded = time.monotonic()
         body = json.dumps({"prompt": "good morning", "max_tokens": 1}).encode()
@@ -147,11 +150,11 @@ def told(values: Sequence[float]) -> str:
     return f"{statistics.median(values):.2f} ({min(values):.2f}-{max(values):.2f})"
 
 
-def wait_until_ready(work: Path, opens: datetime) -> datetime:
+def wait_until_ready(work: Path, opens: datetime, process: subprocess.Popen[bytes]) -> datetime:
     """Show progress until the endpoint is ready; returns when that was.
 
     Raises:
-        SystemExit: it is not ready two minutes after the window opened, or the agent says it cannot be.
+        SystemExit: it is not ready two minutes after the window opened, or the agent has ended.
     """
     began = time.monotonic()
     while True:
@@ -166,8 +169,10 @@ def wait_until_ready(work: Path, opens: datetime) -> datetime:
             if endpoint["stage"] == "ready":
                 print(f"\nwarmed     in {time.monotonic() - began:.1f} s: {model.get('reason', '')}")
                 return now
+        if process.poll() is not None:
+            raise SystemExit(f"the agent has ended with code {process.returncode}")
         if now > opens + timedelta(minutes=2):
-            raise SystemExit(f"not ready: {json.dumps(status)}\nsee {work}/agent.log")
+            raise SystemExit(f"not ready: {json.dumps(status)}")
         time.sleep(1)  # a display, not a wait: once a second is what a person can read
 
 
@@ -180,7 +185,7 @@ def read_status(work: Path) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def agent(work: Path, opens: datetime, environment: Mapping[str, str]) -> Iterator[None]:
+def agent(work: Path, opens: datetime, environment: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
     """Run `prewarm agent` alone, with a plan of one endpoint whose window opens at `opens`."""
     window = {"readyBy": format_time(opens), "until": format_time(opens + timedelta(hours=1)), "source": "declared"}
     endpoint = {"namespace": "demo", "name": "chat", "models": [f"llm=s3://{BUCKET}/llm/"], "windows": [window]}
@@ -189,8 +194,8 @@ def agent(work: Path, opens: datetime, environment: Mapping[str, str]) -> Iterat
     flags = {"plan": plan, "root": work / "node", "run-dir": work / "run", "containerd": "none", "gpus": "auto"}
     command = [str(BIN / "prewarm"), "agent", "--http-address", f"127.0.0.1:{free_port()}"]
     command += [f"--{name}={value}" for name, value in flags.items()]
-    with running(command, environment, work / "agent.log"):
-        yield
+    with running(command, environment, work / "agent.log") as process:
+        yield process
 
 
 @contextlib.contextmanager
@@ -216,12 +221,12 @@ def s3_environment(endpoint: str) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def running(command: Sequence[str], environment: Mapping[str, str], log: Path) -> Iterator[None]:
+def running(command: Sequence[str], environment: Mapping[str, str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
     """Keep a process running in the block; it is told to end, then made to."""
     with log.open("ab") as output:
         process = subprocess.Popen(command, env=environment, cwd=ROOT, stdout=output, stderr=output)
     try:
-        yield
+        yield process
     finally:
         process.terminate()
         try:
@@ -259,6 +264,13 @@ def drop_page_cache(directory: Path) -> None:
             handle = os.open(path, os.O_RDONLY)
             os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
             os.close(handle)
+
+
+def show_logs(work: Path) -> None:
+    """Print the ends of the logs, which go with everything else."""
+    for log in sorted(work.glob("*.log")):
+        lines = log.read_text(errors="replace").splitlines()[-20:]
+        print(f"\n-- the end of {log.name}", *lines, sep="\n", file=sys.stderr)
 
 
 def make_writable(directory: Path) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -114,3 +115,14 @@ def test_what_makes_no_stanza_is_a_usage_error(
     captured = capsys.readouterr()
     assert told in captured.err
     assert captured.out == ""
+
+
+def test_the_example_workload_is_written_as_the_command_prints_it(capsys: pytest.CaptureFixture[str]) -> None:
+    example = yaml.safe_load((Path(__file__).parents[3] / "deploy/examples/chat.yaml").read_text())
+    spec = example["spec"]["template"]["spec"]
+    image = spec["initContainers"][0]["image"]
+    printed = stanza(capsys, "--wait", "--container", "server", "--image", image)
+    assert {key: spec[key] for key in printed if key != "containers"} == {
+        key: printed[key] for key in printed if key != "containers"
+    }
+    assert spec["containers"][0]["volumeMounts"] == printed["containers"][0]["volumeMounts"]
