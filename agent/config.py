@@ -102,7 +102,12 @@ def _flag(value: object) -> bool:
     return text in ("true", "on", "1")
 
 
-def _zone(value: object) -> str:
+def zone_name(value: object) -> str:
+    """Check an IANA zone name.
+
+    Raises:
+        Invalid: quoting it.
+    """
     try:
         ZoneInfo(str(value))
     except (KeyError, ValueError, OSError) as error:  # ZoneInfoNotFoundError is a KeyError
@@ -182,7 +187,7 @@ class Settings:
     goodbye_seconds: float = setting("5s", _seconds, "time to say goodbye in at shutdown", of="both")
 
     namespace: str = setting("prewarm", str, "namespace of prewarm's own objects", of="planner")
-    timezone: str = setting("UTC", _zone, "zone of schedules that name none", of="planner")
+    timezone: str = setting("UTC", zone_name, "zone of schedules that name none", of="planner")
     registries: Path = setting(
         "/etc/prewarm/certs.d",
         lambda v: Path(str(v)),

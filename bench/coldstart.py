@@ -20,12 +20,11 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 from agent.core.names import READY, endpoint_label
 from agent.core.units import format_size
-from bench.demo import drop_page_cache
+from bench.demo import drop_page_cache, told
 from tests.bed import Bed, Event, Object
 from tests.bed.bed import PROJECT
 from tests.cluster import product as installed
@@ -200,16 +199,11 @@ def report(samples: dict[str, list[float]], options: argparse.Namespace) -> int:
         f"model {format_size(options.gigabytes * 1e9)}, image {options.image_megabytes} MB, registry and S3 at {options.mbit} Mbit/s"
     )
     for start in STARTS:
-        print(f"  {start:6} {told(samples[start])}")
+        print(f"  {start:6} {told(samples[start]):>20}")
     over, times = median["warm"] - median["floor"], median["cold"] / median["warm"]
     print(f"warm is {over:.2f} s over the floor (target: at most {OVER_FLOOR_SECONDS})")
     print(f"warm is {times:.1f} x faster than cold (target: at least {TIMES_FASTER})")
     return 0 if over <= OVER_FLOOR_SECONDS and times >= TIMES_FASTER else 1
-
-
-def told(values: Sequence[float]) -> str:
-    """`12.34 (12.10-12.90)`."""
-    return f"{statistics.median(values):6.2f} ({min(values):.2f}-{max(values):.2f})"
 
 
 if __name__ == "__main__":

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, datetime, timedelta
-from zoneinfo import ZoneInfo
 
 from cronsim import CronSim, CronSimError
 
+from agent.config import zone_name
 from agent.core.errors import Invalid, cut
 from agent.core.refs import ImageRef, ModelSource, parse_image_ref, parse_model_source
 from agent.core.units import format_duration, parse_duration
@@ -41,12 +41,7 @@ def schedule(text: str) -> tuple[str, ...]:
 
 def zone(text: str) -> str:
     """Check an IANA zone name."""
-    name = text.strip()
-    try:
-        ZoneInfo(name)
-    except (KeyError, ValueError, OSError) as error:
-        raise Invalid(f"{cut(text, 60)!r} is no IANA time zone: write it like Europe/Paris") from error
-    return name
+    return zone_name(text.strip())
 
 
 def window(text: str) -> timedelta:

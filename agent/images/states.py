@@ -32,7 +32,7 @@ _PACES = {
     Fault.REFUSED: (60.0, 600.0),
     Fault.RATE_LIMIT: (120.0, 900.0),
     Fault.NO_SPACE: (60.0, 600.0),
-    Fault.MOVED: (30.0, 300.0),  # the planner resolves tags every 5 min
+    Fault.MOVED: (30.0, 300.0),  # the planner resolves tags every 5 min outside windows
     Fault.AWAY: (1.0, 15.0),
     Fault.OTHER: (2.0, 60.0),
 }

@@ -17,6 +17,7 @@ from agent.core.inventory import ImageLevel, Inventory, ModelLevel
 from agent.core.names import LABEL_ENDPOINT_NAME, is_ours
 from agent.core.refs import EndpointKey, ImageRef, parse_image_ref
 from agent.kube.objects import ContainerStatusView, PodView
+from agent.plan.planning import model_digest
 
 GB = 10**9
 SIZE_CLASSES = ((10 * GB, "<10GB"), (40 * GB, "10-40GB"), (100 * GB, "40-100GB"), (200 * GB, "100-200GB"))
@@ -147,7 +148,7 @@ def warmth(images: Sequence[ImageRef], want: EndpointWant | None, inventory: Inv
         return "unknown"
     unpacked = bool(images) and all(_unpacked(ref, inventory) for ref in images)
     models = want.models if want else ()
-    digests = [model.digest or inventory.resolved.get(str(model.uri)) for model in models]
+    digests = [model_digest(model, inventory) for model in models]
     states = [inventory.models.get(digest) if digest else None for digest in digests]
     committed = bool(models) and all(state and state.level.committed for state in states)
     resident = all(state and state.level is ModelLevel.RESIDENT for state in states)
@@ -188,7 +189,7 @@ def _size_class(want: EndpointWant | None, inventory: Inventory) -> str:
         return "unknown"
     total = 0
     for model in want.models:
-        digest = model.digest or inventory.resolved.get(str(model.uri))
+        digest = model_digest(model, inventory)
         state = inventory.models.get(digest) if digest else None
         size_bytes = model.size_bytes or (state.total_bytes if state else 0)
         if not size_bytes:

@@ -15,6 +15,7 @@ from agent.core.inventory import GpuVerdict, ImageLevel, Inventory, ModelLevel
 from agent.core.names import READY, endpoint_label
 from agent.observe import catalogue
 from agent.observe.catalogue import Metric
+from agent.plan.planning import model_digest
 
 Samples = Mapping[tuple[str, ...], float]
 
@@ -68,7 +69,7 @@ def _endpoints(
         ready[at] = float(labels.get(label) == READY)
         wanted[at] = committed[at] = 0.0
         for model in want.models:
-            digest = model.digest or inventory.resolved.get(str(model.uri))
+            digest = model_digest(model, inventory)
             state = inventory.models.get(digest) if digest else None
             size = float(model.size_bytes or (state.total_bytes if state else 0))
             wanted[at] += size
