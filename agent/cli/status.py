@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from agent.core.assignment_json import format_time
-from agent.core.errors import PrewarmError
+from agent.core.errors import PrewarmError, cut
 from agent.core.units import format_duration, format_size
 
 _SOCKETS = (Path("/run/prewarm/admin.sock"), Path("/run/prewarm/agent.sock"))
@@ -200,10 +200,11 @@ def fleet_text(rows: Sequence[Row], nodes: Sequence[Row], namespace: str = "", o
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """Lay out columns as kubectl does; the last is not padded."""
+    """Lay out columns as kubectl does; the last is not padded. What other nodes say cannot command the terminal."""
     if not rows:
         return
     yield ""
+    rows = [[cut(cell, 1000) for cell in row] for row in rows]
     widths = [max(len(row[n]) for row in (head, *rows)) for n in range(len(head) - 1)]
     for row in (head, *rows):
         yield "   ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[-1]]).rstrip()

@@ -71,6 +71,17 @@ def test_what_is_not_found_is_not_taken_for_nothing_at_all(
         assert words[1] in told
 
 
+def test_what_a_node_says_of_itself_commands_no_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = {"key": "team.chat", "stage": "ready", "reason": "\x1b[2J\nteam   chat   n2   ready"}
+    item = {"ref": "s3://b/m/", "level": "absent", "reason": "\x1b[31m"}
+    monkeypatch.setitem(NODES[0], "status", {"endpoints": [said], "items": [item]})
+    told = show(monkeypatch, capsys, "--node", "n1")
+    assert "\x1b" not in told
+    assert len([line for line in told.splitlines() if line.startswith("team")]) == 1
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user, which takes root")
 def test_who_may_not_ask_the_admin_socket_asks_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
     with tempfile.TemporaryDirectory() as directory:
