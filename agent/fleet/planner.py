@@ -34,7 +34,6 @@ class Plans:
     images: Latest[Mapping[ImageRef, Resolution[str]]] = field(default_factory=lambda: Latest({}))
     desired: Latest[Mapping[str, Assignment] | None] = field(default_factory=lambda: Latest(None))
     standing: Latest[Collection[Announcement]] = field(default_factory=lambda: Latest(frozenset()))
-    endpoints: Latest[int] = field(default_factory=lambda: Latest(0))
 
 
 class Planner:
@@ -91,7 +90,6 @@ class Planner:
         self._plans.model_wants.set(draft.models)
         self._plans.image_wants.set(draft.images)
         self._plans.standing.set(draft.announcements)
-        self._plans.endpoints.set(draft.endpoints)
         self._plans.desired.set(draft.assignments)
 
 

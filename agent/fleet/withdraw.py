@@ -28,7 +28,6 @@ from agent.fleet.stale import (
     allowance,
     claimed_conditions,
     claimed_labels,
-    claims,
     judge,
     observe_agents,
 )
@@ -188,6 +187,3 @@ def withdrawal(node: NodeView, stale: Stale, now: datetime) -> dict[str, object]
     ]
     body: dict[str, object] = {"metadata": {"labels": dict.fromkeys(claimed_labels(node))}}
     return body | ({"status": {"conditions": conditions}} if conditions else {})
-
-
-__all__ = ["WithdrawReport", "Withdrawer", "claims", "withdrawal"]

@@ -26,9 +26,10 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Watched:
-    """Windows that were known before they were due and are not settled yet, with their ends."""
+    """Windows that were known before they were due: those not settled yet with their ends, and those that are."""
 
     open: Mapping[Due, datetime] = field(default_factory=dict)
+    settled: frozenset[Due] = frozenset()  # as long as they are asked for: a clock that is set back opens none again
 
 
 def settle(
@@ -42,11 +43,12 @@ def settle(
     endpoints = assignment.endpoints if assignment else ()
     asked = {(e.key, w.ready_by): w.until for e in endpoints for w in e.windows}
     still = {due: asked.get(due, until) for due, until in watched.open.items() if due in asked or until <= now}
-    still |= {due: until for due, until in asked.items() if due[1] > now}
+    still |= {due: until for due, until in asked.items() if due[1] > now and due not in watched.settled}
     verdicts = {due: _verdict(due, until, ready, now) for due, until in still.items() if due[1] <= now}
     settled = {due: verdict for due, verdict in verdicts.items() if verdict}
     open_now = {due: until for due, until in still.items() if due not in settled}
-    return Watched(open=open_now), tuple(settled.values())
+    known = frozenset(due for due in (*watched.settled, *settled) if due in asked)
+    return Watched(open=open_now, settled=known), tuple(settled.values())
 
 
 def _verdict(due: Due, until: datetime, ready: frozenset[EndpointKey], now: datetime) -> Verdict | None:

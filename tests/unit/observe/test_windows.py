@@ -50,3 +50,7 @@ def test_a_window_taken_back_before_it_was_due_is_not_counted() -> None:
 
 def test_an_endpoint_that_loses_its_claim_before_the_window_is_late() -> None:
     assert told((ASKED, READY, -60), (ASKED, NOT, 0), (ASKED, READY, 3)) == [3.0]
+
+
+def test_a_clock_that_is_set_back_counts_no_window_twice() -> None:
+    assert told((ASKED, READY, -60), (ASKED, READY, 1), (ASKED, READY, -50), (ASKED, READY, 1)) == [1.0]
