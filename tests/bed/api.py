@@ -42,12 +42,28 @@ class Event:
 
 
 class Api:
-    """The API server as administrator. Paths are as in the API: `/api/v1/nodes/node-1`, with query if wanted."""
+    """The API server as administrator, or as whoever `token` speaks for. Paths are as in the API: `/api/v1/nodes/node-1`, with
+    query if wanted.
+    """
 
-    def __init__(self, address: str, pki: Path) -> None:
-        self._address = address
+    def __init__(self, address: str, pki: Path, token: str = "") -> None:
+        self._address, self._pki = address, pki
         self._tls = ssl.create_default_context(cafile=str(pki / "ca.crt"))
-        self._tls.load_cert_chain(pki / "admin.crt", pki / "admin.key")
+        self._headers = {"Accept": "application/json"}
+        if token:
+            self._headers["Authorization"] = f"Bearer {token}"
+        else:
+            self._tls.load_cert_chain(pki / "admin.crt", pki / "admin.key")
+
+    def as_account(self, account: str, namespace: str, pod: str = "") -> Api:
+        """The same as a service account, by a token as the kubelet gives it to `pod` (which need not run); else one bound to none."""
+        bound: Object = {}
+        if pod:
+            uid = self.get(f"/api/v1/namespaces/{namespace}/pods/{pod}")["metadata"]["uid"]
+            bound = {"boundObjectRef": {"kind": "Pod", "apiVersion": "v1", "name": pod, "uid": uid}}
+        path = f"/api/v1/namespaces/{namespace}/serviceaccounts/{account}/token"
+        asked = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {"audiences": []} | bound}
+        return Api(self._address, self._pki, self.post(path, asked)["status"]["token"])
 
     def get(self, path: str) -> Object:
         """The object or list there."""
@@ -121,7 +137,7 @@ class Api:
         connection = HTTPSConnection(self._address, 443, context=self._tls, timeout=seconds)
         try:
             content = None if body is None else json.dumps(body).encode()
-            connection.request(method, path, content, {"Content-Type": kind, "Accept": "application/json"})
+            connection.request(method, path, content, self._headers | {"Content-Type": kind})
             answer = connection.getresponse()
             if answer.status >= 300:
                 raise ApiError(answer.status, f"{method} {path}: {answer.status}: {answer.read(2000).decode()}")

@@ -1,0 +1,117 @@
+"""deploy/ grants exactly what the code uses, and its policies know exactly the names that the code writes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from agent.core import names
+from agent.core.inventory import GpuVerdict
+from agent.node.readiness import readiness
+from tests.fakes.virtual_time import START
+from tests.unit.node.making import assigned, warm
+
+DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
+Grant = tuple[str, str, str, str]  # role, resource with its group, names ("" for any), verb
+
+# Each line with the code that needs it. A change here is a change of what a stolen token can do: say why in the review.
+GRANTED: dict[tuple[str, str, str], str] = {
+    ("ClusterRole/prewarm-agent", "nodes", ""): "list watch patch",  # kube/watch, writers.patch_taints
+    ("ClusterRole/prewarm-agent", "nodes/status", ""): "patch",  # writers.patch_status
+    ("ClusterRole/prewarm-agent", "pods", ""): "list watch",  # observe/coldstart
+    ("ClusterRole/prewarm-agent", "prewarm.dev/nodewarmups", ""): "list watch",
+    ("ClusterRole/prewarm-agent", "prewarm.dev/nodewarmups/status", ""): "patch",  # writers.write_status
+    ("ClusterRole/prewarm-planner", "apps/deployments", ""): "list watch",  # fleet/sources
+    ("ClusterRole/prewarm-planner", "apps/statefulsets", ""): "list watch",
+    ("ClusterRole/prewarm-planner", "nodes", ""): "list watch",
+    ("ClusterRole/prewarm-planner", "node.k8s.io/runtimeclasses", ""): "list watch",
+    ("ClusterRole/prewarm-planner", "nodes/status", ""): "patch",  # fleet/withdraw
+    ("ClusterRole/prewarm-planner", "events", ""): "create get patch",  # kube/events
+    ("ClusterRole/prewarm-planner", "prewarm.dev/nodewarmups", ""): "list watch create patch",  # fleet/publish
+    ("Role/prewarm-planner", "pods", ""): "list watch",  # the agents, in its own namespace
+    ("Role/prewarm-planner", "coordination.k8s.io/leases", ""): "create",  # kube/lease
+    ("Role/prewarm-planner", "coordination.k8s.io/leases", "prewarm-planner"): "get update",
+}
+
+
+def documents(*files: str) -> Iterator[dict[str, Any]]:
+    for file in files:
+        yield from yaml.safe_load_all((DEPLOY / file).read_text())
+
+
+def grants() -> Iterator[tuple[tuple[str, str, str], str]]:
+    for role in documents("rbac.yaml"):
+        for rule in role.get("rules", []):
+            for group in rule["apiGroups"]:
+                for resource in rule["resources"]:
+                    key = f"{role['kind']}/{role['metadata']['name']}", f"{group}/{resource}".lstrip("/")
+                    yield (*key, ",".join(rule.get("resourceNames", []))), " ".join(rule["verbs"])
+
+
+def policies() -> dict[str, dict[str, Any]]:
+    found = documents("policies/agent.yaml", "policies/planner.yaml")
+    return {p["metadata"]["name"]: p["spec"] for p in found if p["kind"] == "ValidatingAdmissionPolicy"}
+
+
+def test_the_roles_grant_exactly_what_the_code_uses() -> None:
+    assert dict(grants()) == GRANTED
+    assert len(list(grants())) == len(GRANTED)
+
+
+def test_each_account_is_bound_to_its_roles_alone() -> None:
+    bindings = [d for d in documents("rbac.yaml") if d["kind"].endswith("RoleBinding")]
+    bound = {
+        (b["kind"], b["roleRef"]["kind"], b["roleRef"]["name"], s["name"]) for b in bindings for s in b["subjects"]
+    }
+    assert bound == {
+        ("ClusterRoleBinding", "ClusterRole", "prewarm-agent", "prewarm-agent"),
+        ("ClusterRoleBinding", "ClusterRole", "prewarm-planner", "prewarm-planner"),
+        ("RoleBinding", "Role", "prewarm-planner", "prewarm-planner"),
+    }
+
+
+def test_every_policy_denies_and_concerns_one_account() -> None:
+    bindings = [d for d in documents("policies/agent.yaml", "policies/planner.yaml") if d["kind"].endswith("Binding")]
+    assert {b["spec"]["policyName"]: b["spec"]["validationActions"] for b in bindings} == {
+        p: ["Deny"] for p in policies()
+    }
+    for name, spec in policies().items():
+        account = name.rpartition("-")[0]
+        (condition,) = spec["matchConditions"]
+        assert condition["expression"].endswith(f".endsWith(':' + '{account}')"), name
+        assert spec["failurePolicy"] == "Fail"
+        assert "paramKind" not in spec  # without its parameters a policy would refuse everybody's writes
+        assert {v.get("reason") for v in spec["validations"]} == {"Forbidden"}
+
+
+def test_the_resources_with_a_status_are_covered_with_it() -> None:
+    for name, spec in policies().items():
+        (rule,) = spec["matchConstraints"]["resourceRules"]
+        kind = name.rpartition("-")[2]
+        assert rule["resources"] == [kind, f"{kind}/status"]
+        assert rule["operations"] == ["CREATE", "UPDATE", "DELETE"]
+
+
+def test_the_agents_policy_knows_every_name_and_value_that_the_agent_writes() -> None:
+    text = str(policies()["prewarm-agent-nodes"])
+    told = set(re.findall(r"'((?:endpoint\.)?prewarm\.dev/[\w-]*)'", text))
+    said = readiness(assigned(), warm(), START)
+    written = {*said.annotations, names.ANNOTATION_TAINT_LIFTED, names.TAINT_NOT_READY, names.LABEL_GPU}
+    assert told == {*written, *(c.type for c in said.conditions), names.ENDPOINT_PREFIX}
+    assert said.labels.keys() - {names.LABEL_GPU} == {k for k in said.labels if k.startswith(names.ENDPOINT_PREFIX)}
+    values = re.search(r"variables\.labels\[k\] in \[([^]]*)\]", text)
+    assert values is not None
+    assert set(re.findall(r"\w+", values[1])) == {str(v) for v in GpuVerdict}
+
+
+def test_the_planners_policy_lets_it_take_back_what_the_agents_lets_it_set() -> None:
+    own, its = (
+        set(re.findall(r"'((?:endpoint\.)?prewarm\.dev/[\w-]*)'", str(policies()[f"prewarm-{a}-nodes"])))
+        for a in ("agent", "planner")
+    )
+    assert own - its == {names.TAINT_NOT_READY}
+    assert its <= own
