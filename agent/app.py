@@ -377,6 +377,7 @@ async def compose_planner(process: Process) -> None:
     state = PlannerState(
         leading=fleet.leading.get,
         held=lambda: len(fleet.withdrawals.get().held or {}),
+        braked=lambda: len(fleet.withdrawals.get().braked),
         withdrawn=lambda: fleet.withdrawals.get().withdrawn_total,
         written=lambda: fleet.publishing.get().writes_total,
         unwritten=lambda: len(fleet.publishing.get().failing),

@@ -6,6 +6,7 @@ A follower does nothing but ask for the Lease; the new leader lists everything, 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Collection
 from dataclasses import replace
 from datetime import timedelta
 
@@ -13,7 +14,7 @@ from agent.config import Settings
 from agent.core.clock import Clock
 from agent.core.latest import Latest, Signal
 from agent.core.refs import ModelUri
-from agent.core.service import Service, forever
+from agent.core.service import Relay, Service, forever
 from agent.demand.endpoint import DemandDefaults
 from agent.fleet.draft import Drafter
 from agent.fleet.planner import Planner, Plans
@@ -21,9 +22,9 @@ from agent.fleet.publish import Publisher, PublishReport
 from agent.fleet.resolutions import ImageResolver, ModelResolver, ResolvedModel, from_warmups
 from agent.fleet.resolve import Resolver
 from agent.fleet.sources import Sources, watches
-from agent.fleet.withdraw import Withdrawer, WithdrawReport
+from agent.fleet.withdraw import Withdrawer, WithdrawReport, brake_alarm
 from agent.kube.api import KubeApi
-from agent.kube.events import EventWriter
+from agent.kube.events import Announcement, EventWriter
 from agent.kube.lease import LeaderElector
 
 _LEASE = "prewarm-planner"
@@ -80,14 +81,14 @@ class Fleet:
             async with asyncio.TaskGroup() as tasks:
                 # Withdrawing needs nodes and agents alone: it does not wait for what planning needs besides.
                 first: list[Service] = [*watches(sources, self._api, s.namespace, self._clock), withdrawer]
-                for service in first:
+                for service in [*first, *self._brake_alarm()]:
                     tasks.create_task(forever(service), name=service.name)
                 await _synced(sources)
                 for service in self._services(sources, withdrawer.swept):
                     tasks.create_task(forever(service), name=service.name)
         finally:
             self.leading.set(False)
-            self.withdrawals.set(replace(self.withdrawals.get(), held=None, claiming=0))  # the next leader's to tell
+            self.withdrawals.set(replace(self.withdrawals.get(), held=None, braked=frozenset(), claiming=0))  # the next leader's to tell
             self.publishing.set(replace(self.publishing.get(), failing={}))
 
     def _services(self, sources: Sources, swept: asyncio.Event) -> list[Service]:
@@ -120,14 +121,21 @@ class Fleet:
                 clock=clock,
             ),
             Publisher(self._api, sources, plans.desired, self.publishing, clock=clock),
-            EventWriter(
-                self._api,
-                plans.standing,
-                component="prewarm-planner",
-                instance=self._identity,
-                clock=clock,
-            ),
+            self._events(plans.standing),
         ]
+
+    def _brake_alarm(self) -> list[Service]:
+        """Return what says so in an Event while the brake holds."""
+        alarms: Latest[Collection[Announcement]] = Latest(())
+
+        def tell(report: WithdrawReport) -> None:
+            alarms.set(brake_alarm(report, self._settings.brake, self._settings.namespace))
+
+        return [Relay("brake", self.withdrawals, tell), self._events(alarms)]
+
+    def _events(self, standing: Latest[Collection[Announcement]]) -> EventWriter:
+        component, clock = "prewarm-planner", self._clock
+        return EventWriter(self._api, standing, component=component, instance=self._identity, clock=clock)
 
 
 async def _synced(sources: Sources) -> None:

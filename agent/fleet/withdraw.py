@@ -33,21 +33,27 @@ from agent.fleet.stale import (
 )
 from agent.kube.api import KubeApi, PatchKind
 from agent.kube.errors import NotFound
-from agent.kube.objects import NodeView
+from agent.kube.events import Announcement
+from agent.kube.objects import NodeView, ObjectRef
 from agent.kube.resources import NODES
 
 log = structlog.get_logger()
 
 _AT_ONCE = 8
 _SEEN_SECONDS = 5.0  # until the watch shows our own write
+_NAMES_TOLD = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WithdrawReport:
-    """For metrics and alerts: nodes withdrawn so far, and those stale but held back by the brake or a failed write."""
+    """For metrics and alerts: nodes withdrawn so far, and those stale whose claims still stand, with the reason.
+
+    Of these, `braked` are held back by the brake; the others by a write that failed.
+    """
 
     withdrawn_total: int = 0
     held: Mapping[str, str] | None = None
+    braked: frozenset[str] = frozenset()
     claiming: int = 0
 
 
@@ -104,11 +110,11 @@ class Withdrawer:
         verdict = judge(self._unwritten(nodes.items), self._agents, now, self._grace)
         self._recent = {name: at for name, at in self._recent.items() if now - BRAKE_WINDOW < at <= now}
         fresh = [s for s in verdict.stale if s.node not in self._recent]
-        let = fresh[: allowance(verdict.claiming, self._recent.values(), self._brake, now)]
-        let += [s for s in verdict.stale if s.node in self._recent]
+        allowed = allowance(verdict.claiming, self._recent.values(), self._brake, now)
+        let = fresh[:allowed] + [s for s in verdict.stale if s.node in self._recent]
         done = await self._withdraw([(nodes.items[s.node], s) for s in let])
-        held = {s.node: s.message for s in verdict.stale if s.node not in done}
-        self._tell(held, len(done), verdict.claiming)
+        held = {s.node: s.reason for s in verdict.stale if s.node not in done}
+        self._tell(held, frozenset(s.node for s in fresh[allowed:]), len(done), verdict.claiming)
         self.swept.set()
         return self._wait(verdict, failed=len(done) < len(let), braked=bool(held))
 
@@ -162,12 +168,16 @@ class Withdrawer:
         log.warning("claims withdrawn", node=node.name, why=stale.reason, reason=stale.message)
         return True
 
-    def _tell(self, held: Mapping[str, str], done: int, claiming: int) -> None:
+    def _tell(self, held: Mapping[str, str], braked: frozenset[str], done: int, claiming: int) -> None:
         before = self._report.get()
-        if held and set(held) != set(before.held or {}):
-            log.error("stale claims stand: held back by the brake, or the write failed", nodes=sorted(held))
+        failed = held.keys() - braked
+        if braked - before.braked:
+            log.error("the brake holds back the withdrawal of stale claims", nodes=sorted(braked), brake=self._brake)
+        if failed - (before.held or {}).keys():
+            log.error("stale claims stand: the write failed", nodes=sorted(failed))
+        total = before.withdrawn_total + done
         self._report.set(
-            WithdrawReport(withdrawn_total=before.withdrawn_total + done, held=held or None, claiming=claiming - done)
+            WithdrawReport(withdrawn_total=total, held=held or None, braked=braked, claiming=claiming - done)
         )
 
 
@@ -187,3 +197,20 @@ def withdrawal(node: NodeView, stale: Stale, now: datetime) -> dict[str, object]
     ]
     body: dict[str, object] = {"metadata": {"labels": dict.fromkeys(claimed_labels(node))}}
     return body | ({"status": {"conditions": conditions}} if conditions else {})
+
+
+def brake_alarm(report: WithdrawReport, brake: float, namespace: str) -> tuple[Announcement, ...]:
+    """Return what is to be said, as an Event on the planner's Deployment, while the brake holds back withdrawals."""
+    if not report.braked or not report.held:
+        return ()
+    names = sorted(report.braked)
+    shown = ", ".join(names[:_NAMES_TOLD]) + (
+        f" and {len(names) - _NAMES_TOLD} more" if len(names) > _NAMES_TOLD else ""
+    )
+    reasons = ", ".join(sorted({report.held[name] for name in names}))
+    message = (
+        f"more than {brake:.0%} of the nodes that claim to be warm went stale within a minute ({reasons}): the claims of {shown}"
+        " stand until the brake allows their withdrawal or the nodes are back"
+    )
+    about = ObjectRef(api_version="apps/v1", kind="Deployment", name="prewarm-planner", namespace=namespace)
+    return (Announcement(about=about, reason="BrakeTripped", message=message),)

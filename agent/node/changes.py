@@ -5,12 +5,15 @@ The rule for claims that stand when an agent starts:
 1. The Node's boot id is not ours: every claim of it is withdrawn at once.
 2. Same boot: a claim that the readiness contradicts is withdrawn at once; one still undecided is kept, while `grace` holds.
 3. Grace is over: whatever is not proved is withdrawn.
+
+On a Node that is not Ready nothing is claimed, however well it is proved: its kubelet starts no pod, and the planner withdraws
+the same. What both leave there is equal, so neither undoes the other's work.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from agent.core.assignment_json import format_time
@@ -61,8 +64,10 @@ def changes(node: NodeView, wanted: Readiness, *, grace: bool, in_flight: frozen
     `grace`: the agent started less than 10 s ago. `in_flight`: claims written, or perhaps written, that the watch has not
     shown yet; they are withdrawn like those that stand.
     """
+    down = _is_down(node)
+    wanted = _silent(wanted, node) if down else wanted
     ours = wanted.annotations.get(ANNOTATION_BOOT_ID, "")
-    patient = grace and ours != "" and node.annotations.get(ANNOTATION_BOOT_ID) == ours
+    patient = not down and grace and ours != "" and node.annotations.get(ANNOTATION_BOOT_ID) == ours
     standing = {k: v for k, v in node.labels.items() if is_claim(k)}
     labels: dict[str, str | None] = {k: v for k, v in wanted.labels.items() if standing.get(k) != v}
     labels |= {k: None for k in (standing.keys() | in_flight) - wanted.labels.keys() if is_claim(k)}
@@ -149,6 +154,20 @@ def _taint(node: NodeView, wish: TaintWish) -> TaintWish:
 
 def _is_ours(taint: Taint) -> bool:
     return taint.key == TAINT_NOT_READY and taint.effect == TAINT_EFFECT
+
+
+def _is_down(node: NodeView) -> bool:
+    """Say whether the kubelet, or the lack of its word, says that no pod may start here."""
+    return _status(node, "Ready") not in ("True", "")
+
+
+def _silent(wanted: Readiness, node: NodeView) -> Readiness:
+    """Return what may be said of a Node that is not Ready: no label, no taint lifted, conditions that say something Unknown."""
+    message = "the Node is not Ready, so nothing is claimed"
+    said = [c.type for c in wanted.conditions if _status(node, c.type) in ("True", "False")]
+    conditions = tuple(Condition(type=kind, status="Unknown", reason="NodeNotReady", message=message) for kind in said)
+    taint = TaintWish.LEAVE if wanted.taint is TaintWish.LIFT else wanted.taint
+    return replace(wanted, labels={}, conditions=conditions, taint=taint)
 
 
 def _is_undecided(label: str, wanted: Readiness) -> bool:

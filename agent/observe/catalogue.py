@@ -106,6 +106,7 @@ LEADING = _gauge("prewarm_planner_leading", "1 on the planner that leads, 0 on t
 HELD = _gauge(
     "prewarm_planner_stale_nodes", "Nodes whose claims are stale and still stand: held by the brake, or a failed write"
 )
+BRAKED = _gauge("prewarm_planner_braked_nodes", "Of these, nodes held by the brake: too many went stale at once")
 WITHDRAWN = _counter("prewarm_planner_withdrawn_nodes_total", "Times the planner withdrew a node's claims")
 PUBLISHED = _counter("prewarm_planner_writes_total", "NodeWarmups written by the planner")
 UNPUBLISHED = _gauge("prewarm_planner_unwritten_nodes", "Nodes whose NodeWarmup could not be written")
@@ -114,7 +115,7 @@ FED = (COLD_START_TOTAL, IMAGE_PULL, MODEL_LOAD, PULL_TRANSFER, PULLED_BYTES, HY
        CLAIMS, WITHDRAWALS, MEMORY_RELEASES, WINDOW_LATENESS, WINDOWS_MISSED)  # fmt: skip
 READ = (ENDPOINT_READY, MODEL_BYTES, COMMITTED_BYTES, RESIDENT_BYTES, IMAGES, MODELS, GPU_VERDICT, GPUS, STORE_USED, STORE_FREE,
         STORE_CAPACITY, MEMORY_HELD, MEMORY_BUDGET, HEARTBEAT_AGE, BUILD)  # fmt: skip
-PLANNER = (LEADING, HELD, WITHDRAWN, PUBLISHED, UNPUBLISHED)
+PLANNER = (LEADING, HELD, BRAKED, WITHDRAWN, PUBLISHED, UNPUBLISHED)
 CATALOGUE: tuple[Metric, ...] = FED + READ + PLANNER
 # What a person looks at first.
 FIRST = (COLD_START_TOTAL, IMAGE_PULL, MODEL_LOAD, HYDRATION, HYDRATED_BYTES, WINDOW_LATENESS, WINDOWS_MISSED, ENDPOINT_READY,

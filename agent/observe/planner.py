@@ -21,6 +21,7 @@ class PlannerState:
 
     leading: Callable[[], bool]
     held: Callable[[], int]
+    braked: Callable[[], int]
     withdrawn: Callable[[], int]
     written: Callable[[], int]
     unwritten: Callable[[], int]
@@ -38,6 +39,7 @@ class PlannerCollector(Collector):
         state = self._state
         yield _family(catalogue.LEADING, state.leading())
         yield _family(catalogue.HELD, state.held())
+        yield _family(catalogue.BRAKED, state.braked())
         yield _family(catalogue.WITHDRAWN, state.withdrawn())
         yield _family(catalogue.PUBLISHED, state.written())
         yield _family(catalogue.UNPUBLISHED, state.unwritten())

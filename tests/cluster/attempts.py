@@ -175,7 +175,7 @@ PLANNER: tuple[Attempt, ...] = (
     _meta("a label of others", POLICY, status=True, labels={"team": "x"}),
     _meta("removes a label of others", POLICY, status=True, labels={"keep/me": None}),
     _meta("changes a label of Kubernetes", POLICY, status=True, labels={"kubernetes.io/os": "plan9"}),
-    _meta("notes a boot", POLICY, status=True, annotations={"prewarm.dev/boot-id": "3b2c"}),
+    _meta("notes a boot", POLICY, status=True, annotations={"prewarm.dev/boot-id": "4d5e"}),
     _meta("an annotation of others", POLICY, status=True, annotations={"team": "x"}),
     _meta("removes an annotation of others", POLICY, status=True, annotations={"keep/me": None}),
     _meta("a finalizer", POLICY, status=True, finalizers=["x/y"]),

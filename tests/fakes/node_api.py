@@ -59,8 +59,11 @@ class NodeApi:
             "metadata": {"annotations": dict(self.node.annotations), "resourceVersion": self.node.resource_version},
             "spec": {"taints": [{"key": t.key, "effect": t.effect, "value": t.value} for t in self.node.taints]},
         }
-        for op in ops:
-            _apply(document, op)
+        try:
+            for op in ops:
+                _apply(document, op)
+        except (IndexError, KeyError) as error:  # the path is not there (any more)
+            raise Transient(f"the patch does not fit: {error}") from error
         taints = tuple(
             Taint(key=t["key"], effect=t["effect"], value=t.get("value", "")) for t in document["spec"]["taints"]
         )
@@ -73,7 +76,13 @@ class NodeApi:
         if self.lag == 0:
             self.watched.set(self.node)
         elif self.lag is not None:
-            asyncio.get_running_loop().call_later(self.lag, self.watched.set, self.node)
+            asyncio.get_running_loop().call_later(self.lag, self._show, self.node)
+
+    def _show(self, node: NodeView) -> None:
+        """A watch may be late, it never goes back."""
+        shown = self.watched.get()
+        if shown is None or int(node.resource_version) > int(shown.resource_version or "0"):
+            self.watched.set(node)
 
     async def _arrive(self, kind: str, body: object) -> None:
         self.writes.append(Write(asyncio.get_running_loop().time(), kind, body))

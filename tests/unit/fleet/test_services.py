@@ -12,7 +12,7 @@ from agent.core.latest import Latest
 from agent.core.refs import EndpointKey, parse_image_ref
 from agent.fleet.publish import Publisher, PublishReport
 from agent.fleet.sources import AGENT_LABELS, Sources, watches
-from agent.fleet.withdraw import Withdrawer, WithdrawReport
+from agent.fleet.withdraw import Withdrawer, WithdrawReport, brake_alarm
 from tests.fakes.api_server import DirectApi, FakeApiServer
 from tests.fakes.virtual_time import LoopClock, SteppedClock, run_virtual
 
@@ -359,6 +359,55 @@ def test_brake_is_not_stuck_by_a_clock_that_is_set_back() -> None:
         clock.ahead = timedelta(hours=-1)
         await asyncio.sleep(61)
         assert fleet.claims() == set()
+        await fleet.end()
+
+    run_virtual(story())
+
+
+def test_half_of_a_hundred_nodes_failing_at_once_trips_the_brake_and_says_so() -> None:
+    """At a brake of 0.3, thirty go at once; the others stand, are counted and told of, and go within the next minute."""
+
+    async def story() -> None:
+        fleet = Fleet()
+        for number in range(100):
+            await fleet.node(f"n{number:02}")
+            await fleet.agent(f"n{number:02}")
+        fleet.start(withdraw=True)
+        await asyncio.sleep(5)
+        dead = {f"n{number:02}" for number in range(0, 100, 2)}
+        for name in dead:
+            await fleet.node(name, ready="Unknown")
+        await asyncio.sleep(10)
+        report = fleet.withdrawn.get()
+        assert (report.withdrawn_total, len(fleet.claims())) == (30, 70)
+        assert report.braked == fleet.claims() & dead
+        assert report.held == dict.fromkeys(report.braked, "NodeNotReady")
+        (alarm,) = brake_alarm(report, 0.3, "prewarm")
+        assert (alarm.about.kind, alarm.about.name, alarm.reason) == ("Deployment", "prewarm-planner", "BrakeTripped")
+        assert "more than 30% of the nodes" in alarm.message
+        assert "NodeNotReady" in alarm.message
+        assert " and 15 more stand" in alarm.message
+        await asyncio.sleep(60)
+        assert fleet.claims() & dead == set()
+        assert fleet.withdrawn.get().withdrawn_total == 50
+        assert brake_alarm(fleet.withdrawn.get(), 0.3, "prewarm") == ()
+        await fleet.end()
+
+    run_virtual(story())
+
+
+def test_what_a_failed_write_leaves_standing_is_not_called_braked() -> None:
+    async def story() -> None:
+        fleet = Fleet()
+        await fleet.node("n1")
+        await fleet.agent("n1")
+        fleet.start(withdraw=True)
+        await asyncio.sleep(5)
+        fleet.server.failures = [500] * 20
+        await fleet.node("n1", ready="False")
+        await asyncio.sleep(2)
+        report = fleet.withdrawn.get()
+        assert (report.held, report.braked) == ({"n1": "NodeNotReady"}, frozenset())
         await fleet.end()
 
     run_virtual(story())

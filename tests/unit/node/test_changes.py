@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import timedelta
 
+import pytest
+
 from agent.core.inventory import GpuReport, GpuVerdict, Inventory
 from agent.kube.objects import Condition, NodeView, Taint
 from agent.node.changes import Changes, changes, status_body, taint_ops
@@ -156,3 +158,41 @@ def test_adding_the_taint_never_replaces_the_list_of_others() -> None:
     ]
     assert taint_ops(standing(taints=(TAINT,)), TaintWish.ADD) == []
     assert taint_ops(standing(), TaintWish.LIFT) == []
+
+
+def down(node: NodeView, status: str = "Unknown") -> NodeView:
+    others = [c for c in node.conditions if c.type != "Ready"]
+    return replace(node, conditions=(*others, Condition(type="Ready", status=status)))
+
+
+@pytest.mark.parametrize("status", ["False", "Unknown"])
+def test_a_node_that_is_not_ready_claims_nothing_however_well_it_is_proved(status: str) -> None:
+    found = changes(down(standing(), status), wanted(), grace=True)
+    assert found.labels == {LABEL: None, "prewarm.dev/gpu": None}
+    assert {(c.type, c.status, c.reason) for c in found.conditions} == {
+        ("prewarm.dev/GPUHealthy", "Unknown", "NodeNotReady"),
+        ("prewarm.dev/CacheReady", "Unknown", "NodeNotReady"),
+    }
+    assert found.withdraws == {LABEL, "prewarm.dev/gpu", "prewarm.dev/GPUHealthy", "prewarm.dev/CacheReady"}
+
+
+def test_what_the_planner_withdrew_of_a_node_that_is_not_ready_stays_as_it_left_it() -> None:
+    told = tuple(
+        replace(c, status="Unknown", reason="NodeNotReady", message="by the planner") for c in wanted().conditions
+    )
+    withdrawn = down(standing(labels={"zone": "a"}, conditions=told))
+    assert changes(withdrawn, wanted(), grace=False) == Changes()
+
+
+def test_a_node_that_is_not_ready_keeps_its_taint_and_may_get_it_back() -> None:
+    assert changes(down(standing(taints=(TAINT,))), wanted(), grace=False).taint is TaintWish.LEAVE
+    sick = wanted(warm(gpu=GpuReport(verdict=GpuVerdict.UNHEALTHY)))
+    lifted = down(standing(annotations={"prewarm.dev/taint-lifted": "true"}))
+    assert changes(lifted, sick, grace=False).taint is TaintWish.ADD
+
+
+def test_claims_in_flight_to_a_node_that_is_not_ready_are_withdrawn_too() -> None:
+    bare = down(standing(labels={}, conditions=()))
+    assert changes(bare, wanted(), grace=False).labels == {}
+    in_flight = frozenset({LABEL, "prewarm.dev/gpu"})
+    assert changes(bare, wanted(), grace=False, in_flight=in_flight).labels == {LABEL: None, "prewarm.dev/gpu": None}

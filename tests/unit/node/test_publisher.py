@@ -11,7 +11,7 @@ import pytest
 from agent.core.errors import Permanent, Transient
 from agent.core.inventory import GpuReport, GpuVerdict, Inventory
 from agent.core.latest import Latest
-from agent.kube.objects import NodeView, Taint
+from agent.kube.objects import Condition, NodeView, Taint
 from agent.node.publisher import Publisher
 from agent.node.readiness import Readiness, readiness
 from tests.fakes.node_api import NodeApi
@@ -286,6 +286,23 @@ def test_the_new_node_of_the_same_name_gets_its_own_claims() -> None:
         assert bench.api.node.taints == ()
 
     story(tell, node=claimed(), inventory=warm())
+
+
+def test_a_node_that_is_not_ready_loses_its_claims_once_and_gets_them_back_once() -> None:
+    def ready(node: NodeView, status: str) -> tuple[Condition, ...]:
+        return (*(c for c in node.conditions if c.type != "Ready"), Condition(type="Ready", status=status))
+
+    async def tell(bench: Bench) -> None:
+        await settle(60)
+        bench.api.change(conditions=ready(bench.api.node, "Unknown"))
+        await settle(0)
+        await settle(60)
+        assert bench.api.node.labels == {}
+        bench.api.change(conditions=ready(bench.api.node, "True"))
+        await settle(60)
+        assert bench.api.node.labels == {LABEL: "ready", GPU: "healthy"}
+
+    assert story(tell, node=claimed(), inventory=warm()).kinds == ["status", "status"]
 
 
 def test_saying_goodbye_makes_a_last_attempt_at_withdrawals_only() -> None:

@@ -11,11 +11,16 @@ from agent.observe.planner import PlannerCollector, PlannerState
 def test_every_metric_of_the_planner_shows_its_value_now() -> None:
     registry, withdrawn = CollectorRegistry(), [0]
     state = PlannerState(
-        leading=lambda: True, held=lambda: 2, withdrawn=lambda: withdrawn[0], written=lambda: 7, unwritten=lambda: 1
+        leading=lambda: True,
+        held=lambda: 2,
+        braked=lambda: 1,
+        withdrawn=lambda: withdrawn[0],
+        written=lambda: 7,
+        unwritten=lambda: 1,
     )
     PlannerCollector(state, registry)
     withdrawn[0] = 3
     lines = generate_latest(registry).decode().splitlines()
     values = {name: float(value) for name, _, value in (line.partition(" ") for line in lines if line[0] != "#")}
     assert list(values) == [m.name for m in catalogue.PLANNER]
-    assert list(values.values()) == [1, 2, 3, 7, 1]
+    assert list(values.values()) == [1, 2, 1, 3, 7, 1]
