@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from agent.core.errors import cut
 from agent.core.names import is_ours
-from agent.kube.objects import NodeRequirement, NodeView, PodSpecView, Taint, Toleration
+from agent.kube.objects import NodeRequirement, NodeView, PodSpecView, Toleration
 
 GPU_RESOURCE = "nvidia.com/gpu"
 NOT_READY = "not Ready"
@@ -70,7 +70,11 @@ def exclusion(node: NodeView, needs: Needs) -> str:
     if needs.terms is not None and not any(_matches_all(term, node) for term in needs.terms):
         return _outside(needs.terms)
     for taint in node.taints:
-        if taint.effect in _HARD_EFFECTS and not is_ours(taint.key) and not _tolerated(taint, needs.tolerations):
+        if (
+            taint.effect in _HARD_EFFECTS
+            and not is_ours(taint.key)
+            and not any(t.tolerates(taint) for t in needs.tolerations)
+        ):
             value = f"={cut(taint.value, 63)}" if taint.value else ""
             return f"tainted {cut(taint.key, 80)}{value}:{taint.effect}"
     if needs.gpus and gpus_of(node.allocatable) < needs.gpus:
@@ -119,18 +123,6 @@ def _matches(requirement: NodeRequirement, node: NodeView) -> bool:
             return have is not None and bound is not None and (have > bound if operator == "Gt" else have < bound)
         case _:
             return False  # the API server accepts no other
-
-
-def _tolerated(taint: Taint, tolerations: tuple[Toleration, ...]) -> bool:
-    return any(_tolerates(toleration, taint) for toleration in tolerations)
-
-
-def _tolerates(toleration: Toleration, taint: Taint) -> bool:
-    if toleration.effect not in ("", taint.effect):
-        return False
-    if toleration.operator == "Exists":
-        return toleration.key in ("", taint.key)
-    return toleration.operator in ("", "Equal") and (toleration.key, toleration.value) == (taint.key, taint.value)
 
 
 def _outside(terms: Terms) -> str:

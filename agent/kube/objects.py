@@ -75,6 +75,14 @@ class Toleration:
     value: str = ""
     effect: str = ""
 
+    def tolerates(self, taint: Taint) -> bool:
+        """Say whether a pod with this toleration may run in spite of `taint`, as the scheduler's TaintToleration does."""
+        if self.effect not in ("", taint.effect):
+            return False
+        if self.operator == "Exists":
+            return self.key in ("", taint.key)
+        return self.operator in ("", "Equal") and (self.key, self.value) == (taint.key, taint.value)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeRequirement:
@@ -207,3 +215,34 @@ class RuntimeClassView:
 
     name: str
     handler: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DaemonSetView:
+    """A DaemonSet: what it mounts of the node tells what it is. `owner` is KIND/NAME of what made it, "" for a person."""
+
+    namespace: str
+    name: str
+    owner: str = ""
+    images: tuple[str, ...] = ()
+    host_paths: tuple[str, ...] = ()
+    tolerations: tuple[Toleration, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicyView:
+    """A ValidatingAdmissionPolicy; `concerns` are the expressions of its match conditions, `warnings` the type checker's."""
+
+    name: str
+    concerns: tuple[str, ...] = ()
+    fails_closed: bool = True
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicyBindingView:
+    """A ValidatingAdmissionPolicyBinding; without `denies` it only warns or audits."""
+
+    name: str
+    policy: str
+    denies: bool = False

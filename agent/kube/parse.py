@@ -16,6 +16,7 @@ from agent.kube.objects import (
     Condition,
     ContainerStatusView,
     ContainerView,
+    DaemonSetView,
     EventView,
     LeaseView,
     NodeRequirement,
@@ -23,6 +24,8 @@ from agent.kube.objects import (
     NodeWarmupView,
     PodSpecView,
     PodView,
+    PolicyBindingView,
+    PolicyView,
     RuntimeClassView,
     Taint,
     Toleration,
@@ -160,6 +163,43 @@ def parse_runtime_class(item: Json) -> RuntimeClassView:
     return RuntimeClassView(name=_text(_map(item, "metadata"), "name"), handler=_text(item, "handler"))
 
 
+def parse_daemonset(item: Json) -> DaemonSetView:
+    """Parse a DaemonSet."""
+    meta = _map(item, "metadata")
+    spec = _map(_map(_map(item, "spec"), "template"), "spec")
+    owner: Json = next((o for o in _maps(meta, "ownerReferences") if o.get("controller") is True), {})
+    return DaemonSetView(
+        namespace=_text(meta, "namespace"),
+        name=_text(meta, "name"),
+        owner=f"{_text(owner, 'kind')}/{_text(owner, 'name')}" if owner else "",
+        images=tuple(_text(c, "image") for key in ("initContainers", "containers") for c in _maps(spec, key)),
+        host_paths=tuple(_text(_map(v, "hostPath"), "path") for v in _maps(spec, "volumes") if "hostPath" in v),
+        tolerations=_tolerations(spec),
+    )
+
+
+def parse_policy(item: Json) -> PolicyView:
+    """Parse a ValidatingAdmissionPolicy."""
+    spec, checked = _map(item, "spec"), _map(_map(item, "status"), "typeChecking")
+    return PolicyView(
+        name=_text(_map(item, "metadata"), "name"),
+        concerns=tuple(_text(c, "expression") for c in _maps(spec, "matchConditions")),
+        fails_closed=_text(spec, "failurePolicy") != "Ignore",
+        warnings=tuple(_text(w, "warning") for w in _maps(checked, "expressionWarnings")),
+    )
+
+
+def parse_policy_binding(item: Json) -> PolicyBindingView:
+    """Parse a ValidatingAdmissionPolicyBinding."""
+    spec = _map(item, "spec")
+    actions = spec.get("validationActions")
+    return PolicyBindingView(
+        name=_text(_map(item, "metadata"), "name"),
+        policy=_text(spec, "policyName"),
+        denies=isinstance(actions, list) and "Deny" in actions,
+    )
+
+
 def parse_pod_spec(spec: Json) -> PodSpecView:
     """Parse what prewarm reads of a pod spec; `required_terms` without any requirement match no node, as in Kubernetes."""
     affinity = _map(_map(spec, "affinity"), "nodeAffinity")
@@ -169,17 +209,21 @@ def parse_pod_spec(spec: Json) -> PodSpecView:
         init_containers=tuple(_container(c) for c in _maps(spec, "initContainers")),
         node_selector=_texts(spec, "nodeSelector"),
         required_terms=tuple(tuple(_requirements(t)) for t in _maps(required, "nodeSelectorTerms")),
-        tolerations=tuple(
-            Toleration(
-                key=_text(t, "key"),
-                operator=_text(t, "operator") or "Equal",
-                value=_text(t, "value"),
-                effect=_text(t, "effect"),
-            )
-            for t in _maps(spec, "tolerations")
-        ),
+        tolerations=_tolerations(spec),
         runtime_class=_text(spec, "runtimeClassName"),
         service_account=_text(spec, "serviceAccountName") or "default",
+    )
+
+
+def _tolerations(spec: Json) -> tuple[Toleration, ...]:
+    return tuple(
+        Toleration(
+            key=_text(t, "key"),
+            operator=_text(t, "operator") or "Equal",
+            value=_text(t, "value"),
+            effect=_text(t, "effect"),
+        )
+        for t in _maps(spec, "tolerations")
     )
 
 

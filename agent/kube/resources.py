@@ -6,14 +6,28 @@ from dataclasses import replace
 
 from agent.core.names import GROUP, VERSION
 from agent.kube.api import Resource
-from agent.kube.objects import EventView, LeaseView, NodeView, NodeWarmupView, PodView, RuntimeClassView, WorkloadView
+from agent.kube.objects import (
+    DaemonSetView,
+    EventView,
+    LeaseView,
+    NodeView,
+    NodeWarmupView,
+    PodView,
+    PolicyBindingView,
+    PolicyView,
+    RuntimeClassView,
+    WorkloadView,
+)
 from agent.kube.parse import (
+    parse_daemonset,
     parse_event,
     parse_lease,
     parse_node,
     parse_nodewarmup,
     parse_nodewarmup_spec,
     parse_pod,
+    parse_policy,
+    parse_policy_binding,
     parse_runtime_class,
     workload_parser,
 )
@@ -34,4 +48,12 @@ NODEWARMUPS: Resource[NodeWarmupView] = Resource(
 NODEWARMUP_SPECS: Resource[NodeWarmupView] = replace(NODEWARMUPS, parse=parse_nodewarmup_spec)
 RUNTIMECLASSES: Resource[RuntimeClassView] = Resource(
     group="apis/node.k8s.io/v1", plural="runtimeclasses", parse=parse_runtime_class, namespaced=False
+)
+DAEMONSETS: Resource[DaemonSetView] = Resource(group="apis/apps/v1", plural="daemonsets", parse=parse_daemonset)
+_ADMISSION = "apis/admissionregistration.k8s.io/v1"
+POLICIES: Resource[PolicyView] = Resource(
+    group=_ADMISSION, plural="validatingadmissionpolicies", parse=parse_policy, namespaced=False
+)
+POLICY_BINDINGS: Resource[PolicyBindingView] = Resource(
+    group=_ADMISSION, plural="validatingadmissionpolicybindings", parse=parse_policy_binding, namespaced=False
 )

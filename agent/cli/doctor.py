@@ -1,0 +1,66 @@
+"""`prewarm doctor`: what in this cluster keeps prewarm from doing its work, and how to mend it. Looks only, changes nothing.
+
+Exit codes: 0 nothing to mend, 3 something to mend, 1 something could not be looked at, 2 usage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import importlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from agent.advise.advice import Advice, Kind
+
+EXIT_UNSEEN, EXIT_MEND = 1, 3
+TOPICS = {  # each a module of agent/advise with `examine(kubeconfig)`
+    "gpu": "start-up taint and the DaemonSets that must tolerate it, taints on warm nodes, admission policies",
+}
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add the command's flags."""
+    topics = "\n".join(f"  {name:<8} {told}" for name, told in TOPICS.items())
+    parser = subparsers.add_parser(
+        "doctor",
+        help="show what keeps prewarm from its work, and how to mend it",
+        description=f"{__doc__}\ntopics:\n{topics}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("topics", nargs="*", metavar="TOPIC", help=f"{', '.join(TOPICS)} (default: all)")
+    parser.add_argument("--kubeconfig", default="", help="kubeconfig file (default: as kubectl finds it)")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.set_defaults(run=run, fail=parser.error)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Examine and print the advice."""
+    for topic in options.topics:
+        if topic not in TOPICS:
+            options.fail(f"{topic!r} is no topic: {', '.join(TOPICS)}")
+    found = asyncio.run(_examine(options.topics or list(TOPICS), options.kubeconfig))
+    if options.json:
+        print(json.dumps([{"topic": topic, **asdict(a)} for topic, advice in found.items() for a in advice], indent=1))
+    else:
+        print("\n".join(text(found)))
+    kinds = {advice.kind for several in found.values() for advice in several}
+    return EXIT_UNSEEN if Kind.UNSEEN in kinds else EXIT_MEND if kinds else 0
+
+
+async def _examine(topics: Sequence[str], kubeconfig: str) -> dict[str, tuple[Advice, ...]]:
+    modules = {topic: importlib.import_module(f"agent.advise.{topic}") for topic in topics}
+    return {topic: await module.examine(kubeconfig) for topic, module in modules.items()}
+
+
+def text(found: Mapping[str, Sequence[Advice]]) -> Iterator[str]:
+    """Write the advice for a person."""
+    for topic, several in found.items():
+        if not several:
+            yield f"{topic}: nothing to mend"
+        for advice in several:
+            unseen = "could not be looked at: " if advice.kind is Kind.UNSEEN else ""
+            yield f"{topic}: {advice.about}: {unseen}{advice.message}"
+            yield f"    {advice.cure}"
