@@ -88,7 +88,7 @@ def stage(bed: Bed, product: Product) -> Iterator[Stage]:
         bed.api.delete(f"{WARMUPS}/{name}")
         bed.api.delete(f"{NODES}/{name}")
     bed.kubectl(*scale, "--replicas=2")
-    product.wait_until_running()
+    bed.kubectl("-n", NAMESPACE, "rollout", "status", "deployment/prewarm-planner", "--timeout=90s")
 
 
 @pytest.mark.parametrize("attempt", AGENT, ids=lambda a: a.what)

@@ -136,6 +136,51 @@ def test_a_crash_looping_agent_loses_its_labels_within_sixty_seconds(warm: Warm)
     warm.wait_ready(150)
 
 
+def test_deleted_agents_lose_their_labels_within_sixty_seconds(warm: Warm) -> None:
+    path = f"/apis/apps/v1/namespaces/{NAMESPACE}/daemonsets"
+    found = warm.bed.api.get(f"{path}/prewarm-agent")
+    since = time.monotonic()
+    warm.bed.kubectl("-n", NAMESPACE, "delete", "daemonset/prewarm-agent")
+    try:
+        assert warm.seconds_until_gone(since, 60) <= 60
+    finally:
+        kept = {k: v for k, v in found["metadata"].items() if k in ("name", "namespace", "labels", "annotations")}
+        warm.bed.api.post(path, {"metadata": kept, "spec": found["spec"]})
+    warm.product.wait_until_running(180)
+    warm.wait_ready(150)
+
+
+def test_a_stopped_kubelet_takes_the_label_within_ten_seconds_and_gives_it_back(warm: Warm) -> None:
+    kubelets = warm.bed.node_pids(warm.node, "kubelet")
+    assert kubelets
+    for pid in kubelets:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        down = warm.bed.wait_ready(warm.node, 60, ready=False).at
+        assert warm.seconds_until_gone(down, 10) <= 10
+        with pytest.raises(BedError):  # its agent lives and could prove all of it, and yet claims nothing
+            wait_label(warm.bed, warm.node, warm.label, READY, 12)
+    finally:
+        for pid in kubelets:
+            os.kill(pid, signal.SIGCONT)
+    warm.bed.wait_ready(warm.node, 60)
+    warm.wait_ready(60)
+
+
+def test_the_planner_alone_withdraws_what_is_of_another_boot(warm: Warm) -> None:
+    pids = agent_pids(warm)
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        since = time.monotonic()
+        annotations = {"metadata": {"annotations": {ANNOTATION_BOOT_ID: "an-earlier-boot"}}}
+        warm.bed.api.patch(f"/api/v1/nodes/{warm.node}", annotations)
+        assert warm.seconds_until_gone(since, 5) <= 5  # long before it would miss the agent
+    finally:
+        go_on(warm, pids)
+    warm.wait_ready(150)
+
+
 def test_a_rolling_update_withdraws_nothing(warm: Warm) -> None:
     lost: list[str] = []
     until = time.monotonic() + 60
@@ -152,53 +197,62 @@ def test_a_rolling_update_withdraws_nothing(warm: Warm) -> None:
 
 
 def test_with_the_planner_down_a_dead_agents_claims_go_when_it_returns(warm: Warm) -> None:
-    scale = ["-n", NAMESPACE, "scale", "deployment/prewarm-planner"]
-    warm.bed.kubectl(*scale, "--replicas=0")
-    wait_until(lambda: not planners(warm.bed), 60, "no planner runs")
-    pids = agent_pids(warm)
-    for pid in pids:
-        os.kill(pid, signal.SIGSTOP)
-    try:
+    with no_planner(warm.bed):
+        pids = agent_pids(warm)
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
         with pytest.raises(BedError):  # nobody is there to withdraw it: the design states this gap
             wait_label(warm.bed, warm.node, warm.label, None, 40)
-        since = time.monotonic()
-        warm.bed.kubectl(*scale, "--replicas=2")
-        assert warm.seconds_until_gone(since, 60) <= 60
+    try:
+        assert warm.seconds_until_gone(time.monotonic(), 60) <= 60
     finally:
         go_on(warm, pids)
     warm.wait_ready(150)
 
 
 def test_after_a_power_cut_claims_go_and_a_new_boot_claims_nothing_before_its_proof(warm: Warm) -> None:
-    bed = warm.bed
+    bed, node = warm.bed, f"/api/v1/nodes/{warm.node}"
     before = bed.boot_id(warm.node)
     bed.stop_node(warm.node)
     down = bed.wait_ready(warm.node, 60, ready=False).at
     assert warm.seconds_until_gone(down, 10) <= 10
 
-    # While the API says nothing about this boot, no claim of it may stand: S3 is away and a file is cut, so that the
-    # proof after the boot cannot succeed before it has been fetched again.
+    # Now as if no planner had been there: the claim of the earlier boot stands, and the agent alone has to take it back. S3 is
+    # away and a file is cut, so that the proof after the boot cannot succeed before it has been fetched again.
     store = bed.disk(warm.node) / "var/lib/prewarm/store"
     file = max(store.rglob("*.safetensors"), key=lambda p: p.stat().st_size)
     file.chmod(0o644)
     os.truncate(file, 1000)
     bed.kill_s3()
-    try:
-        bed.start_node(warm.node)
-        bed.wait_ready(warm.node, 120)
-        wait_until(
-            lambda: (
-                bed.api.get(f"/api/v1/nodes/{warm.node}")["metadata"]["annotations"].get(ANNOTATION_BOOT_ID)
-                not in (None, before)
-            ),
-            120,
-            "the agent speaks for the new boot",
-        )
-        assert warm.label not in node_labels(bed, warm.node)
-    finally:
-        bed.start_s3()
+    with no_planner(bed):
+        claim = {"labels": {warm.label: READY}, "annotations": {ANNOTATION_BOOT_ID: before}}
+        bed.api.patch(node, {"metadata": claim})
+        try:
+            bed.start_node(warm.node)
+            spoken = bed.api.until(
+                f"/api/v1/nodes?fieldSelector=metadata.name={warm.node}",
+                lambda event: event.object["metadata"]["annotations"][ANNOTATION_BOOT_ID] != before,
+                120,
+            )
+            assert warm.label not in spoken.object["metadata"]["labels"]  # from the agent's first word on
+            bed.wait_ready(warm.node, 120)
+            assert warm.label not in node_labels(bed, warm.node)
+        finally:
+            bed.start_s3()
     warm.wait_ready(180)
-    assert bed.api.get(f"/api/v1/nodes/{warm.node}")["metadata"]["annotations"][ANNOTATION_BOOT_ID] != before
+    assert bed.api.get(node)["metadata"]["annotations"][ANNOTATION_BOOT_ID] != before
+
+
+@contextmanager
+def no_planner(bed: Bed) -> Iterator[None]:
+    """Let no planner run for a while."""
+    scale = ["-n", NAMESPACE, "scale", "deployment/prewarm-planner"]
+    bed.kubectl(*scale, "--replicas=0")
+    wait_until(lambda: not planners(bed), 60, "no planner runs")
+    try:
+        yield
+    finally:
+        bed.kubectl(*scale, "--replicas=2")
 
 
 @contextmanager
