@@ -197,13 +197,13 @@ def test_a_rolling_update_withdraws_nothing(warm: Warm) -> None:
 
 
 def test_with_the_planner_down_a_dead_agents_claims_go_when_it_returns(warm: Warm) -> None:
-    with no_planner(warm.bed):
-        pids = agent_pids(warm)
-        for pid in pids:
-            os.kill(pid, signal.SIGSTOP)
-        with pytest.raises(BedError):  # nobody is there to withdraw it: the design states this gap
-            wait_label(warm.bed, warm.node, warm.label, None, 40)
+    pids = agent_pids(warm)
     try:
+        with no_planner(warm.bed):
+            for pid in pids:
+                os.kill(pid, signal.SIGSTOP)
+            with pytest.raises(BedError):  # nobody is there to withdraw it: the design states this gap
+                wait_label(warm.bed, warm.node, warm.label, None, 40)
         assert warm.seconds_until_gone(time.monotonic(), 60) <= 60
     finally:
         go_on(warm, pids)
