@@ -88,7 +88,8 @@ class Fleet:
                     tasks.create_task(forever(service), name=service.name)
         finally:
             self.leading.set(False)
-            self.withdrawals.set(replace(self.withdrawals.get(), held=None, braked=frozenset(), claiming=0))  # the next leader's to tell
+            # What stands now is the next leader's to tell.
+            self.withdrawals.set(replace(self.withdrawals.get(), held=None, braked=frozenset(), claiming=0))
             self.publishing.set(replace(self.publishing.get(), failing={}))
 
     def _services(self, sources: Sources, swept: asyncio.Event) -> list[Service]:

@@ -51,6 +51,7 @@ def test_names_end_in_a_unit_or_total_and_have_our_prefix() -> None:
         "prewarm_gpu_verdict",
         "prewarm_planner_leading",
         "prewarm_planner_stale_nodes",
+        "prewarm_planner_braked_nodes",
         "prewarm_planner_unwritten_nodes",
     }
     contract = {"cold_start_total_seconds", "image_pull_seconds", "model_load_seconds"}
