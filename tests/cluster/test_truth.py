@@ -35,7 +35,13 @@ class Warm:
 
     def wait_ready(self, seconds: int = 90) -> None:
         """Wait until the label stands (again)."""
-        wait_label(self.bed, self.node, self.label, READY, seconds)
+        try:
+            wait_label(self.bed, self.node, self.label, READY, seconds)
+        except BedError:
+            print({node: node_labels(self.bed, node) for node in self.bed.nodes})
+            print(self.bed.kubectl("get", "nw", "-o", "yaml"))
+            print(self.product.agent_log(self.node)[-6000:])
+            raise
 
     def seconds_until_gone(self, since: float, within: int) -> float:
         """How long after `since` (monotonic) the label was seen gone."""
@@ -223,10 +229,10 @@ def test_after_a_power_cut_claims_go_and_a_new_boot_claims_nothing_before_its_pr
     file = max(store.rglob("*.safetensors"), key=lambda p: p.stat().st_size)
     file.chmod(0o644)
     os.truncate(file, 1000)
-    bed.kill_s3()
-    with no_planner(bed):
+    with no_planner(bed, dead=warm.node):
         claim = {"labels": {warm.label: READY}, "annotations": {ANNOTATION_BOOT_ID: before}}
         bed.api.patch(node, {"metadata": claim})
+        bed.kill_s3()
         try:
             bed.start_node(warm.node)
             spoken = bed.api.until(
@@ -244,10 +250,12 @@ def test_after_a_power_cut_claims_go_and_a_new_boot_claims_nothing_before_its_pr
 
 
 @contextmanager
-def no_planner(bed: Bed) -> Iterator[None]:
-    """Let no planner run for a while."""
+def no_planner(bed: Bed, dead: str = "") -> Iterator[None]:
+    """Let no planner run for a while; nobody else would say of pods on a `dead` node that they are gone."""
     scale = ["-n", NAMESPACE, "scale", "deployment/prewarm-planner"]
     bed.kubectl(*scale, "--replicas=0")
+    for pod in planners(bed, on=dead) if dead else ():
+        bed.api.delete(f"/api/v1/namespaces/{NAMESPACE}/pods/{pod}?gracePeriodSeconds=0")
     wait_until(lambda: not planners(bed), 60, "no planner runs")
     try:
         yield
@@ -310,9 +318,8 @@ def is_crashing(bed: Bed, node: str) -> bool:
     )
 
 
-def planners(bed: Bed) -> list[str]:
-    """Names of the planner's pods."""
-    found = bed.api.get(f"/api/v1/namespaces/{NAMESPACE}/pods?labelSelector=app.kubernetes.io/component=planner")[
-        "items"
-    ]
+def planners(bed: Bed, on: str = "") -> list[str]:
+    """Names of the planner's pods, all or those on one node."""
+    path = f"/api/v1/namespaces/{NAMESPACE}/pods?labelSelector=app.kubernetes.io/component=planner"
+    found = bed.api.get(path + (f"&fieldSelector=spec.nodeName={on}" if on else ""))["items"]
     return [pod["metadata"]["name"] for pod in found]
