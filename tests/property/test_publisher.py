@@ -68,7 +68,7 @@ ACTIONS = (
     *(("network", value) for value in NETWORK),
 )
 PAUSES_SECONDS = (0.0, 0.0, 0.1, 0.1, 1.0, 1.0, 15.0, 60.0)
-STORIES, STEPS = 10, 6  # stories of one node, each ending well, and steps of a story: a byte each, which is drawn fast
+STORIES, STEPS = 10, 5  # stories of one node, each ending well, and steps of a story: a byte each, which is drawn fast
 
 
 @dataclass
