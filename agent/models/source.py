@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import importlib
 import os
-import ssl
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,8 +17,10 @@ from urllib.parse import parse_qs, quote, urlsplit
 
 from agent.core.errors import Permanent, PrewarmError, Transient, cut
 from agent.core.refs import ModelUri
+from agent.models.channel import Tls
 from agent.models.checksum import stated_checksum
 from agent.models.manifest import MAX_OBJECTS, Listed, Manifest, ObjectEntry, choose
+from agent.models.tls import load_tls
 
 HEADS_AT_ONCE = 16
 _DENIED = {"403", "AccessDenied", "AllAccessDisabled", "InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken"}
@@ -58,7 +59,7 @@ class S3Source:
         self._session, self._client = session, client
         self._credentials: Any = None
         self._frozen = frozen  # replaced as a whole: threads may read it at any time
-        self._tls: ssl.SSLContext | None = None
+        self._tls: Tls | None = None
 
     async def list_objects(self, uri: ModelUri) -> list[Listed]:
         """Return every object under the URI's prefix, or the one object it names.
@@ -131,11 +132,17 @@ class S3Source:
             region=scope[2],
         )
 
-    async def tls(self) -> ssl.SSLContext:
-        """Return the TLS settings for reading bodies, with the CA bundle that AWS SDKs would use."""
+    async def tls(self) -> Tls:
+        """Return TLS for reading bodies, which trusts the certificate authorities that AWS SDKs would trust.
+
+        Raises:
+            Permanent: they cannot be read.
+        """
         if self._tls is None:
-            with _told("load the CA certificates for S3"):
-                self._tls = await asyncio.to_thread(_tls_context)
+            from botocore.httpsession import get_cert_path
+
+            named = self._session.get_config_variable("ca_bundle") or os.environ.get("REQUESTS_CA_BUNDLE")
+            self._tls = await asyncio.to_thread(load_tls, named or get_cert_path(True))
         return self._tls
 
     async def keep_fresh(self) -> None:
@@ -246,13 +253,6 @@ def _config(s3: Mapping[str, str]) -> Any:
         retries={"mode": "standard", "max_attempts": 3},
         **({"s3": dict(s3)} if s3 else {}),
     )
-
-
-def _tls_context() -> ssl.SSLContext:
-    from botocore.httpsession import get_cert_path
-
-    named = os.environ.get("AWS_CA_BUNDLE") or os.environ.get("REQUESTS_CA_BUNDLE")
-    return ssl.create_default_context(cafile=named or get_cert_path(True))
 
 
 @contextlib.contextmanager

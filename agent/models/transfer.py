@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import mmap
 import random
-import ssl
 import threading
 import time
 from collections import deque
@@ -17,11 +14,12 @@ from typing import Any
 
 from agent.core.errors import Permanent, PrewarmError, Transient, cut
 from agent.core.retry import Backoff
+from agent.models.channel import Tls
 from agent.models.checksum import RangeSums, check_whole, sum_range, whole_crc64
 from agent.models.disk import RangeFiles
 from agent.models.journal import Journal
 from agent.models.manifest import Manifest, ObjectEntry
-from agent.models.ranges import ALIGN, Part
+from agent.models.ranges import Part
 from agent.models.source import Bucket, S3Source
 from agent.models.throttle import Throttle
 from agent.models.wire import Denied, RangeFailed, SourceChanged, Wire
@@ -44,16 +42,15 @@ class Origin:
 
     source: S3Source
     bucket: Bucket
-    tls: ssl.SSLContext | None
+    tls: Tls | None
     loop: asyncio.AbstractEventLoop
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tuning:
-    """How each thread works: its buffer, its patience with a silent connection, its attempts at one range."""
+    """How each thread works: its patience with a silent connection, its attempts at one range."""
 
     throttle: Throttle
-    buffer_bytes: int
     stall_seconds: float
     attempts: int
 
@@ -154,21 +151,19 @@ class Transfer:
 class Worker:
     """One thread: takes ranges until none is left."""
 
-    def __init__(self, transfer: Transfer, origin: Origin, tuning: Tuning) -> None:
+    def __init__(self, transfer: Transfer, origin: Origin, tuning: Tuning, buffer: memoryview) -> None:
         self._transfer, self._source, self._bucket, self._loop = transfer, origin.source, origin.bucket, origin.loop
         self._throttle, self._attempts = tuning.throttle, tuning.attempts
-        self._buffer_bytes = tuning.buffer_bytes + ALIGN
+        self._buffer = buffer
         self._rng = random.Random()  # noqa: S311 (jitter)
         self._part_fetched = 0
         self.wire = Wire(origin.bucket, origin.tls, tuning.stall_seconds)
 
     def run(self) -> None:
         """Work until nothing is left, an error, or a stop; never raises."""
-        buffer = mmap.mmap(-1, self._buffer_bytes)
-        view = memoryview(buffer)
         try:
             while (taken := self._transfer.take()) is not None:
-                self._one(*taken, view)
+                self._one(*taken, self._buffer)
         except Ended:
             pass
         except PrewarmError as error:
@@ -177,9 +172,6 @@ class Worker:
             self._transfer.fail(error)
         finally:
             self.wire.close()
-            view.release()
-            with contextlib.suppress(BufferError):  # the traceback of an error still holds a slice
-                buffer.close()
 
     def _one(self, part: Part, claim: RangeSums | None, view: memoryview) -> None:
         entry, files = self._transfer.manifest.objects[part.file], self._transfer.files

@@ -1,21 +1,23 @@
-"""One keep-alive HTTP connection of one worker thread, and what an answer to a range request must look like.
+"""One keep-alive HTTP/1.1 connection of one worker thread, and what an answer to a range request must look like.
 
-Bytes are received straight into the caller's buffer; the GIL is free meanwhile.
+Bytes are received straight into the caller's buffer, a slice a call; the GIL is free meanwhile.
 """
 
 from __future__ import annotations
 
-import contextlib
 import re
 import socket
-import ssl
 from collections.abc import Callable, Mapping
-from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
+from dataclasses import dataclass
 
 from agent.core.errors import Permanent, Transient, cut
+from agent.models.channel import Channel, PlainChannel, Tls
 from agent.models.source import Bucket
 
 SLICE_BYTES = 1 << 20  # between two slices a worker looks whether it should stop
+HEAD_BYTES = 16 << 10
+REFUSAL_BYTES = 4096  # of the body of a refusal: what names its cause is in the first few hundred
+_STATUS = re.compile(r"HTTP/1\.([01]) ([1-9][0-9]{2})(?: |$)")
 _CODE = re.compile(rb"<Code>([A-Za-z0-9.]{1,64})</Code>")
 _EXPIRED = {"ExpiredToken", "TokenRefreshRequired", "RequestExpired", "InvalidToken"}
 
@@ -32,12 +34,23 @@ class Denied(Permanent):
     """The credentials are refused; fresh ones may help, once."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """The head of an answer; header names are in lower case, and `rest` is what came of the body with it."""
+
+    status: int
+    headers: Mapping[str, str]
+    rest: memoryview
+    keeps_alive: bool
+
+
 class Wire:
     """Reads ranges over one connection, which is made anew after any failure."""
 
-    def __init__(self, bucket: Bucket, tls: ssl.SSLContext | None, stall_seconds: float) -> None:
+    def __init__(self, bucket: Bucket, tls: Tls | None, stall_seconds: float) -> None:
         self._bucket, self._tls, self._stall_seconds = bucket, tls, stall_seconds
-        self._connection: HTTPConnection | None = None
+        self._channel: Channel | None = None
+        self._head = memoryview(bytearray(HEAD_BYTES))
 
     def read(
         self,
@@ -58,72 +71,110 @@ class Wire:
             RangeFailed: busy, reset, stalled, short, or another range than asked.
             SourceChanged: another object answers to the key.
             Denied: 403 or expired credentials.
-            Permanent: any other refusal.
+            Permanent: any other refusal, or a certificate that is not trusted.
         """
         try:
-            response = self._ask(path, headers)
-            self._check(response, offset, len(into), total, etag)
-            received = 0
-            while received < len(into):
-                n = min(SLICE_BYTES, len(into) - received)
-                before_slice(n)
-                got = response.readinto(into[received : received + n])
-                if not got:
-                    raise RangeFailed(f"the body ended after {received} of {len(into)} bytes")
-                received += got
-            if response.will_close or not response.isclosed():
+            channel = self._connected()
+            channel.send(self._request(path, headers))
+            answer = _answer(channel, self._head)
+            if not _is_range(answer):
+                raise _refusal(channel, answer, self._head)
+            _check(answer, offset, len(into), total, etag)
+            _body(channel, answer.rest, into, before_slice)
+            if not answer.keeps_alive:
                 self.close()
-        except (HTTPException, OSError, ValueError, AttributeError) as error:
-            # ValueError and AttributeError: http.client on a socket that `abort` shut under it.
+        except OSError as error:
             self.close()
             raise RangeFailed(f"the connection failed ({cut(type(error).__name__, 60)})") from error
         except BaseException:
             self.close()
             raise
 
-    def _ask(self, path: str, headers: Mapping[str, str]) -> HTTPResponse:
-        if self._connection is None:
-            host, port, patience = self._bucket.host, self._bucket.port, self._stall_seconds
-            if self._bucket.scheme == "https":
-                self._connection = HTTPSConnection(host, port, timeout=patience, context=self._tls)
-            else:
-                self._connection = HTTPConnection(host, port, timeout=patience)
-        self._connection.request("GET", path, headers=dict(headers))
-        return self._connection.getresponse()
+    def _connected(self) -> Channel:
+        if self._channel is None:
+            bucket, patience = self._bucket, self._stall_seconds
+            sock = socket.create_connection((bucket.host, bucket.port), timeout=patience)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self._channel = self._tls.wrap(sock, bucket.host, patience) if self._tls else PlainChannel(sock, patience)
+        return self._channel
 
-    def _check(self, response: HTTPResponse, offset: int, length: int, total: int, etag: str) -> None:
-        # Some servers (rclone) say 200 to a range and send it all the same: what Content-Range states is what counts.
-        if response.status != 206 and not (response.status == 200 and response.getheader("Content-Range")):
-            raise _refusal(response)
-        expected = f"bytes {offset}-{offset + length - 1}/{total}"
-        if (found := response.getheader("Content-Range", "")) != expected:
-            raise RangeFailed(f"asked for {expected}, was answered {cut(found, 80)!r}")
-        if response.getheader("Content-Length", "") != str(length):
-            raise RangeFailed(
-                f"asked for {length} bytes, was offered {cut(response.getheader('Content-Length'), 40)!r}"
-            )
-        if response.getheader("ETag", etag) != etag:
-            raise SourceChanged("the object was replaced while it was read")
+    def _request(self, path: str, headers: Mapping[str, str]) -> bytes:
+        lines = [f"GET {path} HTTP/1.1", f"Host: {self._bucket.netloc}", *(f"{k}: {v}" for k, v in headers.items())]
+        return ("\r\n".join(lines) + "\r\n\r\n").encode("ascii")
 
     def abort(self) -> None:
         """Wake a thread that is blocked in `read`, from another thread."""
-        connection = self._connection
-        sock = connection.sock if connection else None
-        if sock is not None:
-            with contextlib.suppress(OSError):
-                socket.socket.shutdown(sock, socket.SHUT_RDWR)  # not SSLSocket's: that one frees what a reader uses
+        channel = self._channel
+        if channel is not None:
+            channel.abort()
 
     def close(self) -> None:
         """Close the connection; the next `read` makes another, by fresh DNS."""
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            connection.close()
+        channel, self._channel = self._channel, None
+        if channel is not None:
+            channel.close()
 
 
-def _refusal(response: HTTPResponse) -> Exception:
-    found = _CODE.search(response.read(4096))
-    code = found[1].decode() if found else ""
-    status = response.status
+def _answer(channel: Channel, room: memoryview) -> Answer:
+    """Receive until the end of the head, and a piece of the body with it."""
+    have, end = 0, -1
+    while end < 0:
+        got = channel.receive(room[have:]) if have < len(room) else 0
+        if not got:
+            raise RangeFailed(
+                "the answer ended within its head" if have < len(room) else "the answer's head is too long"
+            )
+        searched, have = max(0, have - 3), have + got
+        end = bytes(room[searched:have]).find(b"\r\n\r\n")
+    end += searched
+    first, *lines = bytes(room[:end]).decode("latin-1").split("\r\n")
+    status = _STATUS.match(first)
+    if status is None:
+        raise RangeFailed(f"the answer is not HTTP/1.1 ({cut(ascii(first), 60)})")
+    headers: dict[str, str] = {}
+    for line in lines:
+        name, _, value = line.partition(":")
+        headers.setdefault(name.lower(), value.strip())
+    keeps_alive = status[1] == "1" and headers.get("connection", "").lower() != "close"
+    return Answer(status=int(status[2]), headers=headers, rest=room[end + 4 : have], keeps_alive=keeps_alive)
+
+
+def _body(channel: Channel, rest: memoryview, into: memoryview, before_slice: Callable[[int], None]) -> None:
+    received = len(rest)
+    if received > len(into):
+        raise RangeFailed(f"more came than the {len(into)} bytes that were announced")
+    done = 0
+    while done < len(into):
+        end = min(done + SLICE_BYTES, len(into))
+        before_slice(end - done)
+        if not done:
+            into[:received] = rest
+        while received < end:
+            got = channel.fill(into[received:end])
+            if not got:
+                raise RangeFailed(f"the body ended after {received} of {len(into)} bytes")
+            received += got
+        done = end
+
+
+def _is_range(answer: Answer) -> bool:
+    # Some servers (rclone) say 200 to a range and send it all the same: what Content-Range states is what counts.
+    return answer.status == 206 or (answer.status == 200 and "content-range" in answer.headers)
+
+
+def _check(answer: Answer, offset: int, length: int, total: int, etag: str) -> None:
+    headers, expected = answer.headers, f"bytes {offset}-{offset + length - 1}/{total}"
+    if (found := headers.get("content-range", "")) != expected:
+        raise RangeFailed(f"asked for {expected}, was answered {cut(found, 80)!r}")
+    if (offered := headers.get("content-length", "")) != str(length):
+        raise RangeFailed(f"asked for {length} bytes, was offered {cut(offered, 40)!r}")
+    if headers.get("etag", etag) != etag:
+        raise SourceChanged("the object was replaced while it was read")
+
+
+def _refusal(channel: Channel, answer: Answer, room: memoryview) -> Exception:
+    found = _CODE.search(_said(channel, answer, room))
+    code, status = found[1].decode() if found else "", answer.status
     if status in (404, 412, 416):
         return SourceChanged(f"the object was replaced or removed while it was read ({status})")
     if status == 403 or code in _EXPIRED:
@@ -131,3 +182,18 @@ def _refusal(response: HTTPResponse) -> Exception:
     if status >= 500 or status in (200, 408, 425, 429) or code in ("RequestTimeout", "SlowDown"):
         return RangeFailed(f"S3 answered a range request with {status} {code}".rstrip())
     return Permanent(f"S3 refused a range request ({status} {code})")
+
+
+def _said(channel: Channel, answer: Answer, room: memoryview) -> bytes:
+    """Return the begin of a refusal's body, chunked or not, until its cause is named; the connection is closed after it."""
+    said = bytes(answer.rest)
+    if answer.status == 200:
+        return said  # a whole object is coming
+    announced = answer.headers.get("content-length", "")
+    length = min(int(announced), REFUSAL_BYTES) if announced.isdecimal() else REFUSAL_BYTES
+    while len(said) < length and b"</Error>" not in said and not said.endswith(b"0\r\n\r\n"):
+        got = channel.receive(room)
+        if not got:
+            break
+        said += bytes(room[:got])
+    return said

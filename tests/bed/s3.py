@@ -20,13 +20,16 @@ from typing import Self
 from urllib.parse import quote
 
 from tests.bed import needs
+from tests.bed.certificates import Identity
 from tests.bed.process import ENVIRONMENT, BedError, Process, end, start
 from tests.bed.settings import S3_ACCESS_KEY, S3_SECRET_KEY
 
 REGION = "us-east-1"
 
 
-def command(program: Path, address: str, directory: Path, access_log: Path) -> list[str]:
+def command(
+    program: Path, address: str, directory: Path, access_log: Path, identity: Identity | None = None
+) -> list[str]:
     """How the server is started; it needs `ENVIRONMENT | credentials()`, and `make_directories` first."""
     options = [
         f"--port={address}",
@@ -35,6 +38,8 @@ def command(program: Path, address: str, directory: Path, access_log: Path) -> l
         f"--access-log={access_log}",
         f"--iam-dir={directory}/iam",
     ]
+    if identity is not None:
+        options += [f"--cert={identity.certificate}", f"--key={identity.key}"]
     return [str(program), *options, "posix", f"--versioning-dir={directory}/versions", f"{directory}/data"]
 
 
@@ -74,6 +79,8 @@ _ACCESS = re.compile(  # as AWS's server access log, but nothing is quoted: keys
 class S3Client:
     """Requests to one server as its root user. Objects are sent as they are; reading them is the tests' business."""
 
+    scheme = "http"
+
     def __init__(self, address: str, access_log: Path) -> None:
         self.address = address  # host:port
         self._access_log = access_log
@@ -82,7 +89,7 @@ class S3Client:
     @property
     def url(self) -> str:
         """What S3 clients call the endpoint."""
-        return f"http://{self.address}"
+        return f"{self.scheme}://{self.address}"
 
     def put(self, bucket: str, key: str, content: bytes | Path) -> None:
         """Store an object, in a bucket that is made if absent."""
@@ -165,12 +172,15 @@ class S3Client:
 class S3Server(S3Client):
     """A server of its own on a free port of the loopback, for tests that need no cluster.
 
-    `with S3Server(directory) as s3:`. The kernel ends it with the thread that started it, should nobody stop it.
+    `with S3Server(directory) as s3:`. The kernel ends it with the thread that started it, should nobody stop it. With an
+    identity it speaks TLS and is read from only; a second server without one, on the same directory, is written to.
     """
 
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory.resolve()  # versitygw changes its own directory
-        super().__init__(f"127.0.0.1:{free_port()}", self._directory / "access.log")
+    def __init__(self, directory: Path, identity: Identity | None = None) -> None:
+        self._identity = identity
+        self.scheme = "https" if identity else "http"
+        self.directory = directory.resolve()  # versitygw changes its own directory
+        super().__init__(f"127.0.0.1:{free_port()}", self.directory / "access.log")
         self._process: Process | None = None
 
     def start(self) -> Self:
@@ -182,10 +192,10 @@ class S3Server(S3Client):
         program = needs.find("versitygw")
         if program is None:
             raise BedError(f"no versitygw: {needs.why_not('s3') or 'run `python3 -m tests.bed.provision --s3`'}")
-        make_directories(self._directory)
-        told = command(program, self.address, self._directory, self._access_log)
+        make_directories(self.directory)
+        told = command(program, self.address, self.directory, self._access_log, self._identity)
         with_parent = ["setpriv", "--pdeathsig", "KILL", *told]
-        log = self._directory / "server.log"
+        log = self.directory / "server.log"
         self._process = start(with_parent, log, ENVIRONMENT | credentials())
         deadline = time.monotonic() + 20
         while not self.answers():
@@ -202,7 +212,7 @@ class S3Server(S3Client):
 
     def data(self, bucket: str, key: str) -> Path:
         """The file in which the server keeps an object, to be damaged behind its back."""
-        return self._directory / "data" / bucket / key
+        return self.directory / "data" / bucket / key
 
     def __enter__(self) -> Self:
         return self.start()
