@@ -1,20 +1,24 @@
-"""Checksums: what a source states for a whole object, what is computed while bytes are hot, and whether they agree.
+"""Checksums: what a source states for an object, what is computed while bytes are hot, and whether they agree.
 
 Every range gets a CRC64NVME (ours, kept for later checks); where the source states another CRC, that too. CRCs of ranges
-are joined without reading again. SHA-256, SHA-1 and MD5 cannot be joined: such a file is read once more, in order.
+are joined without reading again. SHA-256, SHA-1 and MD5 cannot be joined: `agent.models.ordered` hashes such a file.
+
+A composite checksum ("-N") is the checksum of the checksums of the N parts in which an object was uploaded. Its parts need
+not be our ranges: a range that reaches over the end of a part is summed in pieces.
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
-import hashlib
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import accumulate, pairwise
 from typing import Any
 
 from agent.core.errors import Permanent
-from agent.models.manifest import FULL_OBJECT, ObjectEntry
+from agent.models.manifest import COMPOSITE, FULL_OBJECT, ObjectEntry
 
 UNPROVED = "source unproved"
 ETAG = "ETAG"  # checksum_type of an MD5 that is the object's ETag
@@ -27,44 +31,74 @@ STATED = (
     ("sha1", "ChecksumSHA1"),
 )
 _WIDTH = {"crc64nvme": 8, "crc32c": 4, "crc32": 4}
+HASHES = ("sha256", "sha1", "md5")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RangeSums:
-    """Checksums of one range: CRC64NVME, and the source's own CRC where it states a 32-bit one (else 0)."""
+    """Checksums of one range: CRC64NVME, and the source's own CRC where it states a 32-bit one (else 0).
+
+    `pieces`: for a composite checksum, length and CRC of each piece that lies in one uploaded part.
+    """
 
     offset: int
     length: int
     crc64: int
     other: int = 0
+    pieces: tuple[tuple[int, int], ...] = field(default=(), compare=False)
 
 
 def stated_checksum(head: Mapping[str, Any], etag: str) -> tuple[str, str]:
-    """Return (`algorithm:value`, type) for the best whole-object checksum in a HEAD answer, or ("", "").
+    """Return (`algorithm:value`, type) for the best checksum in a HEAD answer, or ("", "").
 
-    Composite checksums (of parts, "-N") do not cover the object's bytes and are left out. A single-part ETag is an MD5
-    unless the object is encrypted with KMS (AWS, "Common response headers").
+    The best covers the whole object; a composite one comes after an MD5. A single-part ETag is an MD5 unless the object is
+    encrypted with KMS (AWS, "Common response headers").
     """
     kind = head.get("ChecksumType")
-    for algorithm, field in STATED:
-        value = head.get(field)
-        if not value or "-" in value or kind == "COMPOSITE":
+    composite = ("", "")
+    for algorithm, name in STATED:
+        value = head.get(name)
+        if not value:
+            continue
+        if kind == COMPOSITE or "-" in value:
+            if not composite[0] and "-" in value:
+                composite = (f"{algorithm}:{value}", COMPOSITE)
             continue
         if kind is None and algorithm != "crc64nvme" and "-" in etag:
             continue  # a server that tells no type: the sum of a multipart upload may be composite
         return f"{algorithm}:{value}", FULL_OBJECT
     digest = etag.strip('"').lower()
     plain = len(digest) == 32 and all(c in "0123456789abcdef" for c in digest)
-    if plain and not str(head.get("ServerSideEncryption", "")).startswith("aws:kms"):
-        if head.get("SSECustomerAlgorithm"):
-            return "", ""
-        return f"md5:{digest}", ETAG
-    return "", ""
+    secret = str(head.get("ServerSideEncryption", "")).startswith("aws:kms") or head.get("SSECustomerAlgorithm")
+    return (f"md5:{digest}", ETAG) if plain and not secret else composite
+
+
+def part_count(checksum: str) -> int:
+    """Return in how many parts an object with this composite checksum was uploaded; 0 if it does not say."""
+    count = checksum.rpartition("-")[2]
+    return int(count) if count.isascii() and count.isdigit() and len(count) <= 5 else 0
 
 
 def algorithm_of(entry: ObjectEntry) -> str:
-    """Return the algorithm of the source's checksum, "" for none."""
-    return entry.checksum.partition(":")[0]
+    """Return the algorithm of the source's checksum, "" for none, or for one that cannot be compared."""
+    known = entry.checksum_type != COMPOSITE or entry.part_sizes
+    return entry.checksum.partition(":")[0] if known else ""
+
+
+def ends_of(part_sizes: Iterable[int]) -> tuple[int, ...]:
+    """Return where each uploaded part ends."""
+    return tuple(accumulate(part_sizes))
+
+
+def cuts(ends: tuple[int, ...], offset: int, length: int) -> list[int]:
+    """Return where a range is to be cut, from its own start, so that no piece lies in two parts; the last is `length`."""
+    first = bisect_right(ends, offset)
+    inner = []
+    for end in ends[first:]:
+        if end >= offset + length:
+            break
+        inner.append(end - offset)
+    return [*inner, length]
 
 
 def sum_range(entry: ObjectEntry, offset: int, view: memoryview) -> RangeSums:
@@ -72,10 +106,17 @@ def sum_range(entry: ObjectEntry, offset: int, view: memoryview) -> RangeSums:
     from awscrt import checksums
 
     algorithm = algorithm_of(entry)
-    other = 0
+    other, pieces = 0, []
     if algorithm in ("crc32c", "crc32"):
-        other = getattr(checksums, algorithm)(view)
-    return RangeSums(offset=offset, length=len(view), crc64=checksums.crc64nvme(view), other=other)
+        crc = getattr(checksums, algorithm)
+        if entry.checksum_type == COMPOSITE:
+            edges = [0, *cuts(ends_of(entry.part_sizes), offset, len(view))]
+            pieces = [(end - start, crc(view[start:end])) for start, end in pairwise(edges)]
+        else:
+            other = crc(view)
+    return RangeSums(
+        offset=offset, length=len(view), crc64=checksums.crc64nvme(view), other=other, pieces=tuple(pieces)
+    )
 
 
 def whole_crc64(sums: Iterable[RangeSums]) -> int:
@@ -92,42 +133,62 @@ def _join(parts: Iterable[tuple[int, int]], combine: Callable[[int, int, int], i
     return whole
 
 
-def check_whole(entry: ObjectEntry, sums: Iterable[RangeSums], reread: Callable[[Any], None]) -> str:
+def check_whole(entry: ObjectEntry, sums: Iterable[RangeSums], hashed: bytes = b"") -> str:
     """Compare one complete file with what the source states, and return how it was proved.
 
     Args:
         entry: the object.
         sums: its ranges in order, without gaps.
-        reread: feeds the file's bytes in order to `hash.update`, for algorithms that cannot be joined.
+        hashed: its digest, for algorithms that cannot be joined.
 
     Raises:
         Permanent: they differ.
     """
     from awscrt import checksums
 
-    algorithm, _, stated = entry.checksum.partition(":")
-    in_order = list(sums)
-    match algorithm:
-        case "crc64nvme":
-            agree = _same(stated, whole_crc64(in_order), algorithm)
-        case "crc32c" | "crc32":
-            combine = getattr(checksums, f"combine_{algorithm}")
-            agree = _same(stated, _join(((s.other, s.length) for s in in_order), combine), algorithm)
-        case "sha256" | "sha1" | "md5":
-            hasher = hashlib.new(algorithm, usedforsecurity=False)
-            reread(hasher)
-            found = hasher.hexdigest() if algorithm == "md5" else base64.b64encode(hasher.digest()).decode()
-            agree = found == stated
-        case _:
-            return UNPROVED
-    if not agree:
+    algorithm, stated, in_order = algorithm_of(entry), entry.checksum.partition(":")[2], list(sums)
+    if not algorithm:
+        return UNPROVED
+    if algorithm in HASHES:
+        found = hashed
+    elif algorithm == "crc64nvme":
+        found = _bytes(whole_crc64(in_order), algorithm)
+    elif entry.checksum_type == COMPOSITE:
+        found = _crc_of_crcs(entry, algorithm, in_order)
+    else:
+        combine = getattr(checksums, f"combine_{algorithm}")
+        found = _bytes(_join(((s.other, s.length) for s in in_order), combine), algorithm)
+    if entry.checksum_type == COMPOSITE:
+        stated = stated.rpartition("-")[0]
+    if not _same(stated, found, algorithm):
         raise Permanent(f"{ascii(entry.key)[:200]} arrived whole but its {algorithm} differs from the source's")
     return algorithm
 
 
-def _same(stated: str, crc: int, algorithm: str) -> bool:
+def _bytes(crc: int, algorithm: str) -> bytes:
+    return crc.to_bytes(_WIDTH[algorithm], "big")
+
+
+def _crc_of_crcs(entry: ObjectEntry, algorithm: str, sums: Iterable[RangeSums]) -> bytes:
+    from awscrt import checksums
+
+    combine = getattr(checksums, f"combine_{algorithm}")
+    pieces = iter([piece for each in sums for piece in each.pieces])
+    of_parts = b""
+    for size in entry.part_sizes:
+        crc = done = 0
+        while done < size:
+            length, other = next(pieces)
+            crc, done = combine(crc, other, length), done + length
+        of_parts += _bytes(crc, algorithm)
+    return _bytes(getattr(checksums, algorithm)(of_parts), algorithm)
+
+
+def _same(stated: str, found: bytes, algorithm: str) -> bool:
+    if algorithm == "md5":
+        return found.hex() == stated
     try:
-        return base64.b64decode(stated, validate=True) == crc.to_bytes(_WIDTH[algorithm], "big")
+        return base64.b64decode(stated, validate=True) == found
     except (binascii.Error, ValueError):
         return False
 

@@ -12,22 +12,28 @@ import contextlib
 import threading
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from agent.core.errors import PrewarmError, Transient
 from agent.models.buffers import make_buffers
 from agent.models.checksum import check_whole
+from agent.models.concurrency import Concurrency
 from agent.models.disk import RangeFiles
 from agent.models.journal import Journal, Journaled, read_journal
 from agent.models.manifest import Manifest
+from agent.models.ordered import hash_of_nothing
 from agent.models.paths import Tree
 from agent.models.ranges import parts_of
 from agent.models.source import S3Source
+from agent.models.tail import Tail
+from agent.models.tally import Tally
 from agent.models.threads import in_thread
 from agent.models.throttle import Throttle
 from agent.models.transfer import FileProof, Origin, Transfer, Tuning, Worker
 
 BUFFERS_BYTES = 96 << 20  # all buffers together: with the interpreter and the S3 client below 200 MB
+_LAST_SECONDS = 0.5  # threads end within this, unless the network hangs
 FRESH_SECONDS = 5.0  # how often credentials are looked after while threads sign
 
 
@@ -63,7 +69,8 @@ class Engine:
     ) -> None:
         self._connections, self._stall_seconds, self._attempts = connections, stall_seconds, attempts
         self.part_bytes = max(1 << 20, min(8 << 20, BUFFERS_BYTES // connections >> 20 << 20))
-        self.throttle = Throttle(bandwidth)
+        self.throttle, self.tally = Throttle(bandwidth), Tally()
+        self._concurrency, self._tail = Concurrency(connections), Tail()
         self._transfer: Transfer | None = None
         self._threads: list[threading.Thread] = []
 
@@ -104,6 +111,7 @@ class Engine:
         journaled, journal = self._open_journal(manifest, directory)
         try:
             part_bytes = journaled.part_bytes if journaled else self.part_bytes
+            tuning = self._tuning()
             files = RangeFiles(Tree(directory / "files"))
             await in_thread(_prepare, manifest, files, directory, {p.path for p in have})
             transfer = Transfer(
@@ -112,22 +120,18 @@ class Engine:
                 journal,
                 parts=parts_of(manifest, part_bytes),
                 claimed=journaled.sums if journaled else {},
+                tuning=tuning,
                 have=have,
             )
         except BaseException:
             journal.close()
             raise
         self._transfer = transfer
-        ended = asyncio.Event()
+        whole, ended = asyncio.Event(), asyncio.Event()
         count = min(self._connections, len(transfer.queue))
-        left = _Countdown(count, lambda: loop.call_soon_threadsafe(ended.set), journal.close)
+        left = _Countdown(count, partial(_tell, loop, whole), journal.close, partial(_tell, loop, ended))
         origin = Origin(source=source, bucket=bucket, tls=tls, loop=loop)
-        tuning = Tuning(
-            throttle=self.throttle,
-            stall_seconds=self._stall_seconds,
-            attempts=self._attempts,
-        )
-        workers = [Worker(transfer, origin, tuning, buffer) for buffer in make_buffers(count, part_bytes)]
+        workers = [Worker(transfer, origin, buffer) for buffer in make_buffers(count, part_bytes)]
         self._threads = [
             threading.Thread(target=_run, args=(w, left), name=f"download-{n}", daemon=True)
             for n, w in enumerate(workers)
@@ -136,14 +140,27 @@ class Engine:
             for thread in self._threads:
                 thread.start()
             if count:
-                await _until(ended, source, transfer)
+                await _until(whole, source, transfer)
         finally:
             transfer.stop.set()
             for worker in workers:
                 worker.wire.abort()
+        with contextlib.suppress(TimeoutError):  # one that still hangs is waited for by the next download
+            async with asyncio.timeout(_LAST_SECONDS):
+                await ended.wait()
         if transfer.error is not None:
             raise transfer.error
         return await in_thread(_finish_empty, transfer)
+
+    def _tuning(self) -> Tuning:
+        return Tuning(
+            throttle=self.throttle,
+            concurrency=self._concurrency,
+            tail=self._tail,
+            tally=self.tally,
+            stall_seconds=self._stall_seconds,
+            attempts=self._attempts,
+        )
 
     async def _previous_threads(self) -> None:
         """Wait until threads of a cancelled download are gone."""
@@ -163,31 +180,39 @@ class Engine:
 
 
 class _Countdown:
-    """Calls its callbacks when the last of `count` threads has ended; the loop may be gone by then."""
+    """Calls `whole` when all bytes are here or all `count` threads have ended, the others when all threads have ended."""
 
-    def __init__(self, count: int, *callbacks: Callable[[], object]) -> None:
-        self._left, self._callbacks, self._lock = count, callbacks, threading.Lock()
+    def __init__(self, count: int, whole: Callable[[], None], *ended: Callable[[], None]) -> None:
+        self._left, self._whole, self._ended, self._lock = count, whole, ended, threading.Lock()
         if not count:
-            self._call()
+            self._last()
 
-    def one(self) -> None:
+    def one(self, *, nothing_left: bool) -> None:
         with self._lock:
             self._left -= 1
             last = self._left == 0
         if last:
-            self._call()
+            self._last()
+        elif nothing_left:
+            self._whole()
 
-    def _call(self) -> None:
-        for callback in self._callbacks:
-            with contextlib.suppress(RuntimeError):  # the loop is closed
-                callback()
+    def _last(self) -> None:
+        self._whole()
+        for callback in self._ended:
+            callback()
+
+
+def _tell(loop: asyncio.AbstractEventLoop, event: asyncio.Event) -> None:
+    with contextlib.suppress(RuntimeError):  # the loop is closed
+        loop.call_soon_threadsafe(event.set)
 
 
 def _run(worker: Worker, left: _Countdown) -> None:
+    nothing_left = False
     try:
-        worker.run()
+        nothing_left = worker.run()
     finally:
-        left.one()
+        left.one(nothing_left=nothing_left)
 
 
 async def _until(ended: asyncio.Event, source: S3Source, transfer: Transfer) -> None:
@@ -213,7 +238,7 @@ def _finish_empty(transfer: Transfer) -> tuple[FileProof, ...]:
     """Finish the objects that have no bytes, and put all proofs in order."""
     for entry in transfer.manifest.objects:
         if not entry.size and entry.path not in transfer.proofs:
-            proof = check_whole(entry, [], lambda _hasher: None)
+            proof = check_whole(entry, [], hash_of_nothing(entry))
             transfer.files.finish(entry.path, 0)
             transfer.proofs[entry.path] = FileProof(path=entry.path, crc64=0, proof=proof)
     return tuple(transfer.proofs[o.path] for o in transfer.manifest.objects)

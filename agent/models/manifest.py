@@ -20,6 +20,7 @@ MAX_OBJECT_BYTES = 50 << 40  # S3's limit is 5 TB, since 2025 50 TB (AWS, "Amazo
 MAX_NAME_BYTES = 255  # NAME_MAX of every Linux file system in use
 MAX_PATH_BYTES = 1000  # well below PATH_MAX, with room for the store's own directories
 FULL_OBJECT = "FULL_OBJECT"
+COMPOSITE = "COMPOSITE"  # a checksum of the checksums of the parts in which an object was uploaded
 _FORBIDDEN = {
     "Cc",
     "Cf",
@@ -42,8 +43,9 @@ class Listed:
 class ObjectEntry:
     """One object of a version.
 
-    `path` is relative, below the version's files. `checksum` is `<algorithm>:<value>` as the source states it for the
-    whole object (base64; hex for `md5`, which is an ETag), or "" where it states none that covers the whole object.
+    `path` is relative, below the version's files. `checksum` is `<algorithm>:<value>` as the source states it (base64; hex
+    for `md5`, which is an ETag), or "" where it states none. `part_sizes` are those of the parts it was uploaded in, if the
+    checksum is COMPOSITE and the source tells them.
     """
 
     key: str
@@ -53,6 +55,7 @@ class ObjectEntry:
     version_id: str = ""
     checksum: str = ""
     checksum_type: str = ""
+    part_sizes: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,6 +153,7 @@ def manifest_to_json(manifest: Manifest) -> dict[str, object]:
                 "checksum": o.checksum,
                 "checksumType": o.checksum_type,
             }
+            | ({"partSizes": list(o.part_sizes)} if o.part_sizes else {})
             for o in manifest.objects
         ],
     }
@@ -187,6 +191,11 @@ def _entry(value: Mapping[str, object]) -> ObjectEntry:
         if not isinstance(found, str):
             raise TypeError(f"{name} is no text")
         text[name] = found
+    sizes = value.get("partSizes", [])
+    if not isinstance(sizes, list) or not all(isinstance(s, int) and s > 0 for s in sizes):
+        raise TypeError("a part size is no number")
+    if sizes and sum(sizes) != size:
+        raise ValueError("the parts are not the object")
     return ObjectEntry(
         key=text["key"],
         path=text["path"],
@@ -195,4 +204,5 @@ def _entry(value: Mapping[str, object]) -> ObjectEntry:
         version_id=text["versionId"],
         checksum=text["checksum"],
         checksum_type=text["checksumType"],
+        part_sizes=tuple(sizes),
     )

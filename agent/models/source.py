@@ -18,8 +18,9 @@ from urllib.parse import parse_qs, quote, urlsplit
 from agent.core.errors import Permanent, PrewarmError, Transient, cut
 from agent.core.refs import ModelUri
 from agent.models.channel import Tls
-from agent.models.checksum import stated_checksum
-from agent.models.manifest import MAX_OBJECTS, Listed, Manifest, ObjectEntry, choose
+from agent.models.checksum import part_count, stated_checksum
+from agent.models.manifest import COMPOSITE, MAX_OBJECTS, Listed, Manifest, ObjectEntry, choose
+from agent.models.part_sizes import PartSizes
 from agent.models.tls import load_tls
 
 HEADS_AT_ONCE = 16
@@ -98,6 +99,9 @@ class S3Source:
             raise Transient(f"{cut(ascii(listed.key), 200)} changed while s3://{bucket} was listed")
         checksum, kind = stated_checksum(head, listed.etag)
         version = head.get("VersionId") or version_id
+        parts: tuple[int, ...] = ()
+        if kind == COMPOSITE:
+            parts = await PartSizes(self._client, bucket, listed, version_id).find(part_count(checksum))
         return ObjectEntry(
             key=listed.key,
             path=path,
@@ -106,6 +110,7 @@ class S3Source:
             version_id="" if version == "null" else version,
             checksum=checksum,
             checksum_type=kind,
+            part_sizes=parts,
         )
 
     async def _head(self, bucket: str, key: str, version_id: str) -> Mapping[str, Any]:

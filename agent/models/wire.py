@@ -30,6 +30,10 @@ class RangeFailed(Transient):
     """One range did not arrive as asked: ask again, on a new connection."""
 
 
+class Busy(RangeFailed):
+    """The server asks for fewer requests."""
+
+
 class Denied(Permanent):
     """The credentials are refused; fresh ones may help, once."""
 
@@ -180,7 +184,7 @@ def _refusal(channel: Channel, answer: Answer, room: memoryview) -> Exception:
     if status == 403 or code in _EXPIRED:
         return Denied(f"access denied while reading ({status} {code})")
     if status >= 500 or status in (200, 408, 425, 429) or code in ("RequestTimeout", "SlowDown"):
-        return RangeFailed(f"S3 answered a range request with {status} {code}".rstrip())
+        return Busy(f"S3 answered a range request with {status} {code}".rstrip())
     return Permanent(f"S3 refused a range request ({status} {code})")
 
 

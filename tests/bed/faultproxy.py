@@ -6,7 +6,7 @@
 
 Faults: `503`, `500`, `403`, `404`, `expired-token` (an answer of its own); `wrong-content-range`, `wrong-total`,
 `wrong-etag`, `200-for-206` (altered headers); `stall-before-headers` (`arg` seconds), `truncate`, `reset`, `stall`
-(`arg` seconds), `corrupt` (one bit), all four half-way through the body; `slow` (`arg` bytes per second).
+(`arg` seconds), `corrupt` (one bit), all four at the share `at` of the body; `slow` (`arg` bytes per second).
 """
 
 from __future__ import annotations
@@ -53,6 +53,7 @@ class Rule:
     fault: str
     times: int = 1
     arg: float = 0.0
+    at: float = 0.5
     match: Callable[[Request], bool] = field(default=lambda request: request.is_range)
 
 
@@ -207,18 +208,18 @@ def _pass_chunks(client: socket.socket, answered: BufferedReader) -> bool:
 
 
 def _pass_body(client: socket.socket, answered: BufferedReader, length: int, rule: Rule | None) -> bool:
-    sent, half = 0, length // 2
+    sent, place = 0, int(length * rule.at) if rule else 0
     while sent < length:
         block = bytearray(answered.read1(min(65536, length - sent)))
         if not block:
             return False
-        if rule and sent <= half < sent + len(block):
+        if rule and sent <= place < sent + len(block):
             if rule.fault in ("truncate", "reset", "stall"):
-                client.sendall(block[: half - sent])
+                client.sendall(block[: place - sent])
                 _break(client, rule)
                 return False
             if rule.fault == "corrupt":
-                block[half - sent] ^= 1
+                block[place - sent] ^= 1
         if rule and rule.fault == "slow":
             time.sleep(len(block) / rule.arg)
         client.sendall(block)
