@@ -18,6 +18,7 @@ COMMANDS = {
     "wait": "wait in an init container until this pod's models are here",
     "status": "show what is warm, on this node or in the fleet, and why",
     "plan": "show what would happen when, and why, without doing it",
+    "models": "list, verify, remove or pin the model versions on this machine",
     "hydrate": "download a model from S3, every byte checked",
     "doctor": "show what in this cluster keeps prewarm from its work, and how to mend it",
     "affinity": "print the affinity that steers pods to warm nodes",

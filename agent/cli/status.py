@@ -99,6 +99,7 @@ def node_status(answer: Any) -> dict[str, Any]:
                 reason=i.reason,
                 error=i.error,
                 digest=i.digest,
+                residentBytes=i.resident_bytes,
             )
             for i in answer.items
         ],
@@ -108,9 +109,14 @@ def node_status(answer: Any) -> dict[str, Any]:
             "free": answer.cache.free_bytes,
             "capacity": answer.cache.capacity_bytes,
         },
+        "memory": _memory(answer.memory) if answer.HasField("memory") else None,
         "labels": dict(answer.labels),
         "reasons": dict(answer.reasons),
     }
+
+
+def _memory(memory: Any) -> dict[str, Any]:
+    return {"held": memory.held_bytes, "budget": memory.budget_bytes, "basis": memory.basis}
 
 
 def node_text(status: Row, now: datetime) -> Iterator[str]:
@@ -119,10 +125,13 @@ def node_text(status: Row, now: datetime) -> Iterator[str]:
     yield f"node   {status['node'] or '(alone)'}{'' if status['proved'] else ': nothing is proved yet'}"
     yield f"gpu    {gpu['verdict']}: {gpu['reason']}"
     yield f"cache  {format_size(cache['used'])} of models, {format_size(cache['free'])} free of {format_size(cache['capacity'])}"
+    if memory := status["memory"]:
+        held, budget = format_size(memory["held"]), format_size(memory["budget"])
+        yield f"memory {held} of weights in page cache, {budget} allowed: {memory['basis']}"
     if not status["endpoints"]:
         yield "no endpoint is assigned to this node"
-    yield from _table(("ENDPOINT", "STAGE", "READY BY", "WHY"), [_endpoint_cells(e, now) for e in status["endpoints"]])
-    yield from _table(("ITEM", "LEVEL", "BYTES", "WHY"), [_item_cells(i, now) for i in status["items"]])
+    yield from table(("ENDPOINT", "STAGE", "READY BY", "WHY"), [_endpoint_cells(e, now) for e in status["endpoints"]])
+    yield from table(("ITEM", "LEVEL", "BYTES", "WHY"), [_item_cells(i, now) for i in status["items"]])
 
 
 def _endpoint_cells(endpoint: Row, now: datetime) -> tuple[str, ...]:
@@ -193,13 +202,13 @@ def fleet_text(rows: Sequence[Row], nodes: Sequence[Row], namespace: str = "", o
         of, to = f" of namespace {namespace}" if namespace else "", f"node {only}" if only else "any node"
         yield f"no endpoint{of} is assigned to {to}: annotate a Deployment with prewarm.dev/models and prewarm.dev/schedule"
     cells = [(r["namespace"], r["name"], r["node"], r["stage"], r["readyBy"] or "-", r["reason"]) for r in rows]
-    yield from _table(("NAMESPACE", "ENDPOINT", "NODE", "STAGE", "READY BY", "WHY"), cells)
+    yield from table(("NAMESPACE", "ENDPOINT", "NODE", "STAGE", "READY BY", "WHY"), cells)
     for node in nodes:
         items = [i for i in node["status"].get("items", []) if isinstance(i, dict)]
-        yield from _table(("ITEM", "LEVEL", "BYTES", "WHY"), [_item_cells(i, datetime.now(UTC)) for i in items])
+        yield from table(("ITEM", "LEVEL", "BYTES", "WHY"), [_item_cells(i, datetime.now(UTC)) for i in items])
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
     """Lay out columns as kubectl does; the last is not padded. What other nodes say cannot command the terminal."""
     if not rows:
         return

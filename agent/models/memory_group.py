@@ -14,7 +14,9 @@ from pathlib import Path
 
 from agent.core.errors import Invalid, Permanent
 from agent.core.refs import Digest, parse_digest
+from agent.core.units import format_size
 
+_UNBOUNDED_BYTES = 1 << 60  # version 1 writes "no limit" as a number of nearly 2^63
 _ABOVE_HIGH = 64 << 20  # version 2: reclaim at memory.high, and memory.max as a wall behind it
 
 
@@ -44,9 +46,10 @@ class MemoryGroup:
         """Make the parent, if it is not there.
 
         Raises:
-            Permanent: this process may not, or the kernel has no memory cgroups.
+            Permanent: this process may not, the kernel has no memory cgroups, or what is mounted is not the node's.
         """
         try:
+            self._refuse_bounded()
             if not self._v1:
                 _pass_memory_down(self._top)
             self.path.mkdir(exist_ok=True)
@@ -56,6 +59,14 @@ class MemoryGroup:
         except OSError as error:
             told = f"no memory cgroup can be made in {self._top}: {error.strerror}"
             raise Permanent(f"{told} (it takes root and the node's cgroup file system, see docs/memory.md)") from error
+
+    def _refuse_bounded(self) -> None:
+        """The node's root has no limit. One that has is this container's own cgroup: its limit would bound the weights."""
+        limit = self._top / self._files.limit
+        text = limit.read_text().strip() if limit.exists() else "max"
+        if text.isdigit() and int(text) < _UNBOUNDED_BYTES:
+            told = f"the memory cgroup at {self._top} is bounded to {format_size(int(text))}, so it is not the node's"
+            raise Permanent(f"{told}: mount the node's /sys/fs/cgroup, as deploy/daemonset.yaml does")
 
     def limit(self, size_bytes: int) -> bool:
         """Set what all versions together may be charged; False where the kernel cannot get down to it (pinned pages)."""

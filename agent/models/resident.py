@@ -63,12 +63,21 @@ def measure(files: HeldFiles) -> tuple[int, float]:
 
 
 def let_go(files: HeldFiles, others: Collection[int] = ()) -> None:
-    """Let the kernel forget the files' pages, but for inodes among `others` and pages that a process has mapped."""
+    """Let the kernel forget the files' pages, but for inodes among `others` and pages that a process has mapped.
+
+    Pages that the disk is still filling cannot be forgotten: what is left is tried again, for half a second in all.
+    """
     tree = Tree(files.root)
-    for name in files.names:
-        with contextlib.suppress(OSError), _opened(tree, name) as fd:
-            if os.fstat(fd).st_ino not in others:
-                drop(fd)
+    for wait in (0.0, 0.1, 0.4):
+        time.sleep(wait)
+        left = 0
+        for name in files.names:
+            with contextlib.suppress(OSError), _opened(tree, name) as fd:
+                if os.fstat(fd).st_ino not in others:
+                    drop(fd)
+                    left += resident_bytes(fd)
+        if not left:
+            return
 
 
 @contextlib.contextmanager

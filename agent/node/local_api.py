@@ -20,10 +20,10 @@ from google.protobuf.message import DecodeError
 
 from agent.core.assignment import Assignment
 from agent.core.clock import Clock
-from agent.core.errors import Invalid, Transient, cut
+from agent.core.errors import Invalid, PrewarmError, Transient, cut
 from agent.core.inventory import Inventory
 from agent.core.latest import Latest, Signal
-from agent.core.refs import Digest, EndpointKey
+from agent.core.refs import Digest, EndpointKey, parse_digest
 from agent.core.sandbox import Sandbox
 from agent.node.local_messages import progress_message, status_message
 from agent.node.readiness import Readiness
@@ -68,6 +68,18 @@ class RefKeeper(Protocol):
         ...
 
 
+class Remover(Protocol):
+    """Removes versions at a person's word."""
+
+    async def remove(self, digest: Digest) -> None:
+        """Remove a version; returns when it is gone.
+
+        Raises:
+            Permanent: it stays, for the reason told.
+        """
+        ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LocalCells:
     """What the sockets tell of. `inventory` is the one the plan was made from."""
@@ -100,6 +112,7 @@ class LocalApi:
         cells: LocalCells,
         line: WaitingLine,
         refs: RefKeeper,
+        remover: Remover | None,
         sandboxes: Sandboxes | None,
         view_path: Callable[[EndpointKey, Digest], Path],
         clock: Clock,
@@ -109,7 +122,7 @@ class LocalApi:
         self._run_dir = run_dir
         self._cells = cells
         self._line = line
-        self._refs = refs
+        self._refs, self._remover = refs, remover
         self._sandboxes = sandboxes
         self._view_path = view_path
         self._clock = clock
@@ -160,7 +173,7 @@ class LocalApi:
         async def status(_request: local_pb2.StatusRequest, _context: Any) -> local_pb2.StatusResponse:
             return self._status(admin=admin)
 
-        return {
+        return ({"Remove": _remove_handler(self._remover)} if admin and self._remover else {}) | {
             "Status": grpc.unary_unary_rpc_method_handler(
                 status,
                 request_deserializer=local_pb2.StatusRequest.FromString,
@@ -272,6 +285,31 @@ class LocalApi:
             log.warning("a pod's reference is not recorded", pod=order.pod_uid, error=cut(error))
             return False
         return self._outlook(order) == now and await asyncio.to_thread(_all_stand, paths)
+
+
+def _remove_handler(remover: Remover) -> Any:
+    async def remove(request: local_pb2.RemoveRequest, context: Any) -> local_pb2.RemoveResponse:
+        try:
+            await remover.remove(parse_digest(request.digest))
+        except PrewarmError as error:
+            await context.abort(_code_of(error), cut(error))
+        return local_pb2.RemoveResponse()
+
+    return grpc.unary_unary_rpc_method_handler(
+        remove,
+        request_deserializer=local_pb2.RemoveRequest.FromString,
+        response_serializer=local_pb2.RemoveResponse.SerializeToString,
+    )
+
+
+def _code_of(error: PrewarmError) -> grpc.StatusCode:
+    match error:
+        case Invalid():
+            return grpc.StatusCode.INVALID_ARGUMENT
+        case Transient():
+            return grpc.StatusCode.UNAVAILABLE
+        case _:
+            return grpc.StatusCode.FAILED_PRECONDITION
 
 
 def _all_stand(paths: Sequence[Path]) -> bool:

@@ -12,6 +12,7 @@ import grpc
 import grpc.aio
 
 from agent.core.errors import Permanent, Transient, cut
+from agent.core.refs import Digest
 from agent.node.waiting import SERVICE, WaitOrder
 from agent.pb.prewarm.v1 import local_pb2
 
@@ -80,6 +81,25 @@ class LocalClient:
         except grpc.aio.AioRpcError as error:
             raise _failure(error) from error
         return answer
+
+    async def remove(self, digest: Digest, *, timeout_seconds: float = 120.0) -> None:
+        """Have a version removed; returns when it is gone, after some 10 s.
+
+        Raises:
+            Away: no agent answers.
+            Permanent: it stays, for the reason told.
+        """
+        call = self._channel.unary_unary(
+            f"/{SERVICE}/Remove",
+            request_serializer=local_pb2.RemoveRequest.SerializeToString,
+            response_deserializer=local_pb2.RemoveResponse.FromString,
+        )
+        try:
+            await call(local_pb2.RemoveRequest(digest=digest), timeout=timeout_seconds)
+        except grpc.aio.AioRpcError as error:
+            if error.code() is grpc.StatusCode.UNIMPLEMENTED:  # an agent of another release, or a pod's socket
+                raise Permanent("the agent on this socket removes nothing") from error
+            raise _failure(error) from error
 
     async def wait(self, order: WaitOrder) -> AsyncGenerator[Progress, None]:
         """Yield progress; the last one is `ready`.

@@ -41,6 +41,7 @@ def status_message(
         cache=local_pb2.Cache(
             used_bytes=cache.used_bytes, free_bytes=cache.free_bytes, capacity_bytes=cache.capacity_bytes
         ),
+        memory=_memory(inventory),
         items=list(_items(assignment, inventory, now)) if whole and assignment else [],
         labels=readiness.labels,
         reasons=readiness.reasons if whole else {},
@@ -75,6 +76,13 @@ def _endpoint(told: EndpointPlan, readiness: Readiness, *, whole: bool) -> local
         due=_unix(told.due),
         missing_bytes=told.missing_bytes,
     )
+
+
+def _memory(inventory: Inventory) -> local_pb2.Memory | None:
+    memory = inventory.memory
+    if memory.budget_bytes is None:
+        return None
+    return local_pb2.Memory(held_bytes=memory.held_bytes, budget_bytes=memory.budget_bytes, basis=memory.basis)
 
 
 def _items(assignment: Assignment, inventory: Inventory, now: datetime) -> Iterator[local_pb2.Item]:
@@ -114,6 +122,7 @@ def _items(assignment: Assignment, inventory: Inventory, now: datetime) -> Itera
                 reason=model.reason,
                 error=model.error,
                 digest=model.digest,
+                resident_bytes=model.resident_bytes,
             )
 
 

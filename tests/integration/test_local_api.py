@@ -48,6 +48,19 @@ class Refs:
 
 
 @dataclass
+class Removing:
+    """Removals as the models room does them; what is pinned stays."""
+
+    pinned: set[Digest] = field(default_factory=set)
+    removed: list[Digest] = field(default_factory=list)
+
+    async def remove(self, digest: Digest) -> None:
+        if digest in self.pinned:
+            raise Permanent("it is pinned")
+        self.removed.append(digest)
+
+
+@dataclass
 class Runtime:
     """The container runtime's list of sandboxes."""
 
@@ -69,6 +82,7 @@ class Node:
         self.readiness: Latest[Readiness | None] = Latest(None)
         self.waiting: Latest[frozenset[EndpointKey]] = Latest(frozenset())
         self.refs = Refs()
+        self.remover = Removing()
         alive = Sandbox(namespace="team", name="chat-1", uid=UID, created=datetime.now(UTC), ready=True)
         self.runtime = Runtime((alive,))
         self.api = LocalApi(
@@ -79,6 +93,7 @@ class Node:
             ),
             line=WaitingLine(self.waiting, limit=3),
             refs=self.refs,
+            remover=self.remover,
             sandboxes=self.runtime,
             view_path=lambda endpoint, digest: self.views / endpoint.namespace / endpoint.name / digest,
             clock=SystemClock(),
@@ -298,3 +313,22 @@ async def test_an_agent_that_goes_away_in_the_middle_is_told_apart_from_a_refusa
                     pass
     with pytest.raises(Away):
         await wait(node)
+
+
+async def test_root_has_a_version_removed_and_hears_why_not(tmp_path: Path) -> None:
+    async with serving(tmp_path) as node, node.client("admin.sock") as root:
+        node.remover.pinned.add(DIGEST)
+        with pytest.raises(Permanent, match="it is pinned"):
+            await root.remove(DIGEST)
+        node.remover.pinned.clear()
+        await root.remove(DIGEST)
+        assert node.remover.removed == [DIGEST]
+        with pytest.raises(Permanent, match="64 hex digits"):
+            await root.remove(Digest("../x"))
+
+
+async def test_a_pod_may_not_remove(tmp_path: Path) -> None:
+    async with serving(tmp_path) as node, node.client("agent.sock") as pod:
+        with pytest.raises(Permanent, match="removes nothing"):
+            await pod.remove(DIGEST)
+        assert node.remover.removed == []

@@ -24,7 +24,7 @@ from agent.models.memory_group import MemoryGroup
 from agent.models.memory_tier import MemoryTier
 from agent.models.resident import HeldFiles, measure
 from agent.plan.decision import NodePlan
-from agent.plan.memory_budget import Requests
+from agent.plan.memory_budget import Machine, Requests
 from agent.plan.planning import Limits, plan
 from tests.integration.memory.conftest import CGROUPS, MEMORY_V1
 
@@ -47,7 +47,14 @@ class Counted:
 class Node:
     """The tier and the real plan in a loop: each cycle plans from what the tier said last."""
 
-    def __init__(self, group: MemoryGroup, files: dict[Digest, HeldFiles], *, budget: int | None) -> None:
+    def __init__(
+        self,
+        group: MemoryGroup,
+        files: dict[Digest, HeldFiles],
+        *,
+        budget: int | None,
+        machine: Callable[[], Machine] = read_machine,
+    ) -> None:
         self.clock, self.files, self.counted = SystemClock(), files, Counted([])
         self.plan: Latest[NodePlan] = Latest(NodePlan())
         self.memory: Latest[MemoryView] = Latest(MemoryView())
@@ -64,6 +71,7 @@ class Node:
             files=lambda digest: files[digest],
             clock=self.clock,
             setting=budget,
+            machine=machine,
             observer=self.counted,
         )
 
@@ -222,6 +230,29 @@ async def test_pods_that_request_the_memory_take_the_budget_away(cgroup: Path, m
         "not kept in memory: needs 84.2 MB, and 67.1 MB of 67.1 MB are left (pods request 4.23 GB of 4.29 GB allocatable)"
     )
     assert measure(files)[0] == 0
+
+
+@pytest.mark.parametrize(
+    "short",
+    [
+        Machine(total_bytes=8 * GIB, available_bytes=4 * GIB, stalled_percent=40),
+        Machine(total_bytes=8 * GIB, available_bytes=500 * MIB),
+    ],
+)
+async def test_a_machine_that_runs_short_gets_everything_back(cgroup: Path, make_file: Make, short: Machine) -> None:
+    files = held(make_file("weights", 64 * MIB))
+    machines = [Machine(total_bytes=8 * GIB, available_bytes=4 * GIB)]
+    node = Node(MemoryGroup(CGROUPS, f"{cgroup}/tier"), {A: files}, budget=GIB, machine=lambda: machines[-1])
+    await node.until(lambda _: node.resident(A))
+    machines.append(short)
+    told = await node.until(lambda _: bool(node.counted.causes))
+    assert node.counted.causes == ["pressure"]
+    assert measure(files)[0] == 0
+    assert "not kept in memory: needs 84.2 MB, and 0 B of 0 B are left" in told.models[A].reason
+    machines.append(machines[0])
+    await node.cycle()
+    await node.cycle()
+    assert measure(files)[0] == 0  # not at once again
 
 
 async def test_an_agent_that_restarts_finds_what_it_held_and_reads_nothing_again(cgroup: Path, make_file: Make) -> None:

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16prewarm/v1/local.proto\x12\nprewarm.v1\"\x0f\n\rStatusRequest\"\xa3\x03\n\x0eStatusResponse\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0e\n\x06proved\x18\x02 \x01(\x08\x12\x12\n\ngeneration\x18\x03 \x01(\x03\x12-\n\tendpoints\x18\x04 \x03(\x0b\x32\x1a.prewarm.v1.EndpointStatus\x12\x1c\n\x03gpu\x18\x05 \x01(\x0b\x32\x0f.prewarm.v1.Gpu\x12 \n\x05\x63\x61\x63he\x18\x06 \x01(\x0b\x32\x11.prewarm.v1.Cache\x12\x1f\n\x05items\x18\x07 \x03(\x0b\x32\x10.prewarm.v1.Item\x12\x36\n\x06labels\x18\x08 \x03(\x0b\x32&.prewarm.v1.StatusResponse.LabelsEntry\x12\x38\n\x07reasons\x18\t \x03(\x0b\x32\'.prewarm.v1.StatusResponse.ReasonsEntry\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a.\n\x0cReasonsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x95\x01\n\x0e\x45ndpointStatus\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\r\n\x05stage\x18\x03 \x01(\t\x12\r\n\x05ready\x18\x04 \x01(\x08\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\x10\n\x08start_at\x18\x06 \x01(\x03\x12\x0b\n\x03\x64ue\x18\x07 \x01(\x03\x12\x15\n\rmissing_bytes\x18\x08 \x01(\x03\"\x95\x01\n\x04Item\x12\x0b\n\x03ref\x18\x01 \x01(\t\x12\r\n\x05level\x18\x02 \x01(\t\x12\x12\n\ndone_bytes\x18\x03 \x01(\x03\x12\x13\n\x0btotal_bytes\x18\x04 \x01(\x03\x12\x0c\n\x04rate\x18\x05 \x01(\x01\x12\x0b\n\x03\x65ta\x18\x06 \x01(\x03\x12\x0e\n\x06reason\x18\x07 \x01(\t\x12\r\n\x05\x65rror\x18\x08 \x01(\t\x12\x0e\n\x06\x64igest\x18\t \x01(\t\"5\n\x03Gpu\x12\x0f\n\x07verdict\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\r\n\x05\x63ount\x18\x03 \x01(\x05\"G\n\x05\x43\x61\x63he\x12\x12\n\nused_bytes\x18\x01 \x01(\x03\x12\x12\n\nfree_bytes\x18\x02 \x01(\x03\x12\x16\n\x0e\x63\x61pacity_bytes\x18\x03 \x01(\x03\"\x8c\x01\n\x0bWaitRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x10\n\x08\x65ndpoint\x18\x02 \x01(\t\x12\x10\n\x08pod_name\x18\x03 \x01(\t\x12\x0f\n\x07pod_uid\x18\x04 \x01(\t\x12$\n\x06models\x18\x05 \x03(\x0b\x32\x14.prewarm.v1.ModelRef\x12\x0f\n\x07timeout\x18\x06 \x01(\x01\"%\n\x08ModelRef\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03uri\x18\x02 \x01(\t\"\xbf\x01\n\x0cWaitProgress\x12-\n\x05state\x18\x01 \x01(\x0e\x32\x1e.prewarm.v1.WaitProgress.State\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x12\n\ndone_bytes\x18\x03 \x01(\x03\x12\x13\n\x0btotal_bytes\x18\x04 \x01(\x03\x12%\n\x06models\x18\x05 \x03(\x0b\x32\x15.prewarm.v1.WaitModel\"\x1f\n\x05State\x12\x0b\n\x07WAITING\x10\x00\x12\t\n\x05READY\x10\x01\"J\n\tWaitModel\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x0c\n\x04path\x18\x03 \x01(\t\x12\x11\n\tcommitted\x18\x04 \x01(\x08\x32\x85\x01\n\x05Local\x12?\n\x06Status\x12\x19.prewarm.v1.StatusRequest\x1a\x1a.prewarm.v1.StatusResponse\x12;\n\x04Wait\x12\x17.prewarm.v1.WaitRequest\x1a\x18.prewarm.v1.WaitProgress0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16prewarm/v1/local.proto\x12\nprewarm.v1\"\x1f\n\rRemoveRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\"\x10\n\x0eRemoveResponse\"\x0f\n\rStatusRequest\"\xc7\x03\n\x0eStatusResponse\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0e\n\x06proved\x18\x02 \x01(\x08\x12\x12\n\ngeneration\x18\x03 \x01(\x03\x12-\n\tendpoints\x18\x04 \x03(\x0b\x32\x1a.prewarm.v1.EndpointStatus\x12\x1c\n\x03gpu\x18\x05 \x01(\x0b\x32\x0f.prewarm.v1.Gpu\x12 \n\x05\x63\x61\x63he\x18\x06 \x01(\x0b\x32\x11.prewarm.v1.Cache\x12\x1f\n\x05items\x18\x07 \x03(\x0b\x32\x10.prewarm.v1.Item\x12\x36\n\x06labels\x18\x08 \x03(\x0b\x32&.prewarm.v1.StatusResponse.LabelsEntry\x12\x38\n\x07reasons\x18\t \x03(\x0b\x32\'.prewarm.v1.StatusResponse.ReasonsEntry\x12\"\n\x06memory\x18\n \x01(\x0b\x32\x12.prewarm.v1.Memory\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a.\n\x0cReasonsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x95\x01\n\x0e\x45ndpointStatus\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\r\n\x05stage\x18\x03 \x01(\t\x12\r\n\x05ready\x18\x04 \x01(\x08\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\x10\n\x08start_at\x18\x06 \x01(\x03\x12\x0b\n\x03\x64ue\x18\x07 \x01(\x03\x12\x15\n\rmissing_bytes\x18\x08 \x01(\x03\"\xad\x01\n\x04Item\x12\x0b\n\x03ref\x18\x01 \x01(\t\x12\r\n\x05level\x18\x02 \x01(\t\x12\x12\n\ndone_bytes\x18\x03 \x01(\x03\x12\x13\n\x0btotal_bytes\x18\x04 \x01(\x03\x12\x0c\n\x04rate\x18\x05 \x01(\x01\x12\x0b\n\x03\x65ta\x18\x06 \x01(\x03\x12\x0e\n\x06reason\x18\x07 \x01(\t\x12\r\n\x05\x65rror\x18\x08 \x01(\t\x12\x0e\n\x06\x64igest\x18\t \x01(\t\x12\x16\n\x0eresident_bytes\x18\n \x01(\x03\"A\n\x06Memory\x12\x12\n\nheld_bytes\x18\x01 \x01(\x03\x12\x14\n\x0c\x62udget_bytes\x18\x02 \x01(\x03\x12\r\n\x05\x62\x61sis\x18\x03 \x01(\t\"5\n\x03Gpu\x12\x0f\n\x07verdict\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\r\n\x05\x63ount\x18\x03 \x01(\x05\"G\n\x05\x43\x61\x63he\x12\x12\n\nused_bytes\x18\x01 \x01(\x03\x12\x12\n\nfree_bytes\x18\x02 \x01(\x03\x12\x16\n\x0e\x63\x61pacity_bytes\x18\x03 \x01(\x03\"\x8c\x01\n\x0bWaitRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x10\n\x08\x65ndpoint\x18\x02 \x01(\t\x12\x10\n\x08pod_name\x18\x03 \x01(\t\x12\x0f\n\x07pod_uid\x18\x04 \x01(\t\x12$\n\x06models\x18\x05 \x03(\x0b\x32\x14.prewarm.v1.ModelRef\x12\x0f\n\x07timeout\x18\x06 \x01(\x01\"%\n\x08ModelRef\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03uri\x18\x02 \x01(\t\"\xbf\x01\n\x0cWaitProgress\x12-\n\x05state\x18\x01 \x01(\x0e\x32\x1e.prewarm.v1.WaitProgress.State\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x12\n\ndone_bytes\x18\x03 \x01(\x03\x12\x13\n\x0btotal_bytes\x18\x04 \x01(\x03\x12%\n\x06models\x18\x05 \x03(\x0b\x32\x15.prewarm.v1.WaitModel\"\x1f\n\x05State\x12\x0b\n\x07WAITING\x10\x00\x12\t\n\x05READY\x10\x01\"J\n\tWaitModel\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x0c\n\x04path\x18\x03 \x01(\t\x12\x11\n\tcommitted\x18\x04 \x01(\x08\x32\xc6\x01\n\x05Local\x12?\n\x06Status\x12\x19.prewarm.v1.StatusRequest\x1a\x1a.prewarm.v1.StatusResponse\x12;\n\x04Wait\x12\x17.prewarm.v1.WaitRequest\x1a\x18.prewarm.v1.WaitProgress0\x01\x12?\n\x06Remove\x12\x19.prewarm.v1.RemoveRequest\x1a\x1a.prewarm.v1.RemoveResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,32 +35,38 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_STATUSRESPONSE_LABELSENTRY']._serialized_options = b'8\001'
   _globals['_STATUSRESPONSE_REASONSENTRY']._loaded_options = None
   _globals['_STATUSRESPONSE_REASONSENTRY']._serialized_options = b'8\001'
-  _globals['_STATUSREQUEST']._serialized_start=38
-  _globals['_STATUSREQUEST']._serialized_end=53
-  _globals['_STATUSRESPONSE']._serialized_start=56
-  _globals['_STATUSRESPONSE']._serialized_end=475
-  _globals['_STATUSRESPONSE_LABELSENTRY']._serialized_start=382
-  _globals['_STATUSRESPONSE_LABELSENTRY']._serialized_end=427
-  _globals['_STATUSRESPONSE_REASONSENTRY']._serialized_start=429
-  _globals['_STATUSRESPONSE_REASONSENTRY']._serialized_end=475
-  _globals['_ENDPOINTSTATUS']._serialized_start=478
-  _globals['_ENDPOINTSTATUS']._serialized_end=627
-  _globals['_ITEM']._serialized_start=630
-  _globals['_ITEM']._serialized_end=779
-  _globals['_GPU']._serialized_start=781
-  _globals['_GPU']._serialized_end=834
-  _globals['_CACHE']._serialized_start=836
-  _globals['_CACHE']._serialized_end=907
-  _globals['_WAITREQUEST']._serialized_start=910
-  _globals['_WAITREQUEST']._serialized_end=1050
-  _globals['_MODELREF']._serialized_start=1052
-  _globals['_MODELREF']._serialized_end=1089
-  _globals['_WAITPROGRESS']._serialized_start=1092
-  _globals['_WAITPROGRESS']._serialized_end=1283
-  _globals['_WAITPROGRESS_STATE']._serialized_start=1252
-  _globals['_WAITPROGRESS_STATE']._serialized_end=1283
-  _globals['_WAITMODEL']._serialized_start=1285
-  _globals['_WAITMODEL']._serialized_end=1359
-  _globals['_LOCAL']._serialized_start=1362
-  _globals['_LOCAL']._serialized_end=1495
+  _globals['_REMOVEREQUEST']._serialized_start=38
+  _globals['_REMOVEREQUEST']._serialized_end=69
+  _globals['_REMOVERESPONSE']._serialized_start=71
+  _globals['_REMOVERESPONSE']._serialized_end=87
+  _globals['_STATUSREQUEST']._serialized_start=89
+  _globals['_STATUSREQUEST']._serialized_end=104
+  _globals['_STATUSRESPONSE']._serialized_start=107
+  _globals['_STATUSRESPONSE']._serialized_end=562
+  _globals['_STATUSRESPONSE_LABELSENTRY']._serialized_start=469
+  _globals['_STATUSRESPONSE_LABELSENTRY']._serialized_end=514
+  _globals['_STATUSRESPONSE_REASONSENTRY']._serialized_start=516
+  _globals['_STATUSRESPONSE_REASONSENTRY']._serialized_end=562
+  _globals['_ENDPOINTSTATUS']._serialized_start=565
+  _globals['_ENDPOINTSTATUS']._serialized_end=714
+  _globals['_ITEM']._serialized_start=717
+  _globals['_ITEM']._serialized_end=890
+  _globals['_MEMORY']._serialized_start=892
+  _globals['_MEMORY']._serialized_end=957
+  _globals['_GPU']._serialized_start=959
+  _globals['_GPU']._serialized_end=1012
+  _globals['_CACHE']._serialized_start=1014
+  _globals['_CACHE']._serialized_end=1085
+  _globals['_WAITREQUEST']._serialized_start=1088
+  _globals['_WAITREQUEST']._serialized_end=1228
+  _globals['_MODELREF']._serialized_start=1230
+  _globals['_MODELREF']._serialized_end=1267
+  _globals['_WAITPROGRESS']._serialized_start=1270
+  _globals['_WAITPROGRESS']._serialized_end=1461
+  _globals['_WAITPROGRESS_STATE']._serialized_start=1430
+  _globals['_WAITPROGRESS_STATE']._serialized_end=1461
+  _globals['_WAITMODEL']._serialized_start=1463
+  _globals['_WAITMODEL']._serialized_end=1537
+  _globals['_LOCAL']._serialized_start=1540
+  _globals['_LOCAL']._serialized_end=1738
 # @@protoc_insertion_point(module_scope)

@@ -7,12 +7,22 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class RemoveRequest(_message.Message):
+    __slots__ = ("digest",)
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    digest: str
+    def __init__(self, digest: _Optional[str] = ...) -> None: ...
+
+class RemoveResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
 class StatusRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
 class StatusResponse(_message.Message):
-    __slots__ = ("node", "proved", "generation", "endpoints", "gpu", "cache", "items", "labels", "reasons")
+    __slots__ = ("node", "proved", "generation", "endpoints", "gpu", "cache", "items", "labels", "reasons", "memory")
     class LabelsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -36,6 +46,7 @@ class StatusResponse(_message.Message):
     ITEMS_FIELD_NUMBER: _ClassVar[int]
     LABELS_FIELD_NUMBER: _ClassVar[int]
     REASONS_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_FIELD_NUMBER: _ClassVar[int]
     node: str
     proved: bool
     generation: int
@@ -45,7 +56,8 @@ class StatusResponse(_message.Message):
     items: _containers.RepeatedCompositeFieldContainer[Item]
     labels: _containers.ScalarMap[str, str]
     reasons: _containers.ScalarMap[str, str]
-    def __init__(self, node: _Optional[str] = ..., proved: _Optional[bool] = ..., generation: _Optional[int] = ..., endpoints: _Optional[_Iterable[_Union[EndpointStatus, _Mapping]]] = ..., gpu: _Optional[_Union[Gpu, _Mapping]] = ..., cache: _Optional[_Union[Cache, _Mapping]] = ..., items: _Optional[_Iterable[_Union[Item, _Mapping]]] = ..., labels: _Optional[_Mapping[str, str]] = ..., reasons: _Optional[_Mapping[str, str]] = ...) -> None: ...
+    memory: Memory
+    def __init__(self, node: _Optional[str] = ..., proved: _Optional[bool] = ..., generation: _Optional[int] = ..., endpoints: _Optional[_Iterable[_Union[EndpointStatus, _Mapping]]] = ..., gpu: _Optional[_Union[Gpu, _Mapping]] = ..., cache: _Optional[_Union[Cache, _Mapping]] = ..., items: _Optional[_Iterable[_Union[Item, _Mapping]]] = ..., labels: _Optional[_Mapping[str, str]] = ..., reasons: _Optional[_Mapping[str, str]] = ..., memory: _Optional[_Union[Memory, _Mapping]] = ...) -> None: ...
 
 class EndpointStatus(_message.Message):
     __slots__ = ("namespace", "name", "stage", "ready", "reason", "start_at", "due", "missing_bytes")
@@ -68,7 +80,7 @@ class EndpointStatus(_message.Message):
     def __init__(self, namespace: _Optional[str] = ..., name: _Optional[str] = ..., stage: _Optional[str] = ..., ready: _Optional[bool] = ..., reason: _Optional[str] = ..., start_at: _Optional[int] = ..., due: _Optional[int] = ..., missing_bytes: _Optional[int] = ...) -> None: ...
 
 class Item(_message.Message):
-    __slots__ = ("ref", "level", "done_bytes", "total_bytes", "rate", "eta", "reason", "error", "digest")
+    __slots__ = ("ref", "level", "done_bytes", "total_bytes", "rate", "eta", "reason", "error", "digest", "resident_bytes")
     REF_FIELD_NUMBER: _ClassVar[int]
     LEVEL_FIELD_NUMBER: _ClassVar[int]
     DONE_BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -78,6 +90,7 @@ class Item(_message.Message):
     REASON_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
+    RESIDENT_BYTES_FIELD_NUMBER: _ClassVar[int]
     ref: str
     level: str
     done_bytes: int
@@ -87,7 +100,18 @@ class Item(_message.Message):
     reason: str
     error: str
     digest: str
-    def __init__(self, ref: _Optional[str] = ..., level: _Optional[str] = ..., done_bytes: _Optional[int] = ..., total_bytes: _Optional[int] = ..., rate: _Optional[float] = ..., eta: _Optional[int] = ..., reason: _Optional[str] = ..., error: _Optional[str] = ..., digest: _Optional[str] = ...) -> None: ...
+    resident_bytes: int
+    def __init__(self, ref: _Optional[str] = ..., level: _Optional[str] = ..., done_bytes: _Optional[int] = ..., total_bytes: _Optional[int] = ..., rate: _Optional[float] = ..., eta: _Optional[int] = ..., reason: _Optional[str] = ..., error: _Optional[str] = ..., digest: _Optional[str] = ..., resident_bytes: _Optional[int] = ...) -> None: ...
+
+class Memory(_message.Message):
+    __slots__ = ("held_bytes", "budget_bytes", "basis")
+    HELD_BYTES_FIELD_NUMBER: _ClassVar[int]
+    BUDGET_BYTES_FIELD_NUMBER: _ClassVar[int]
+    BASIS_FIELD_NUMBER: _ClassVar[int]
+    held_bytes: int
+    budget_bytes: int
+    basis: str
+    def __init__(self, held_bytes: _Optional[int] = ..., budget_bytes: _Optional[int] = ..., basis: _Optional[str] = ...) -> None: ...
 
 class Gpu(_message.Message):
     __slots__ = ("verdict", "reason", "count")

@@ -26,8 +26,8 @@ if _version_not_supported:
 
 
 class LocalStub:
-    """What the agent answers on its sockets: agent.sock for pods, admin.sock for root. Nothing here changes the node's plan, but
-    a pod that waits comes first in line.
+    """What the agent answers on its sockets: agent.sock for pods, admin.sock for root. Pods change nothing of the node's plan, but
+    one that waits comes first in line.
     """
 
     def __init__(self, channel):
@@ -46,11 +46,16 @@ class LocalStub:
                 request_serializer=prewarm_dot_v1_dot_local__pb2.WaitRequest.SerializeToString,
                 response_deserializer=prewarm_dot_v1_dot_local__pb2.WaitProgress.FromString,
                 _registered_method=True)
+        self.Remove = channel.unary_unary(
+                '/prewarm.v1.Local/Remove',
+                request_serializer=prewarm_dot_v1_dot_local__pb2.RemoveRequest.SerializeToString,
+                response_deserializer=prewarm_dot_v1_dot_local__pb2.RemoveResponse.FromString,
+                _registered_method=True)
 
 
 class LocalServicer:
-    """What the agent answers on its sockets: agent.sock for pods, admin.sock for root. Nothing here changes the node's plan, but
-    a pod that waits comes first in line.
+    """What the agent answers on its sockets: agent.sock for pods, admin.sock for root. Pods change nothing of the node's plan, but
+    one that waits comes first in line.
     """
 
     def Status(self, request, context):
@@ -62,6 +67,14 @@ class LocalServicer:
     def Wait(self, request, context):
         """Streams progress at most once a second and ends with READY, or with a status: NOT_FOUND (nothing here warms it),
         PERMISSION_DENIED (no such pod on this node), INVALID_ARGUMENT, RESOURCE_EXHAUSTED, DEADLINE_EXCEEDED, UNAVAILABLE.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Remove(self, request, context):
+        """On admin.sock only. Withdraws a version's claim, looks who uses it, and answers when it is gone, some 10 s later;
+        FAILED_PRECONDITION says why it stays.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -80,6 +93,11 @@ def add_LocalServicer_to_server(servicer, server):
                     request_deserializer=prewarm_dot_v1_dot_local__pb2.WaitRequest.FromString,
                     response_serializer=prewarm_dot_v1_dot_local__pb2.WaitProgress.SerializeToString,
             ),
+            'Remove': grpc.unary_unary_rpc_method_handler(
+                    servicer.Remove,
+                    request_deserializer=prewarm_dot_v1_dot_local__pb2.RemoveRequest.FromString,
+                    response_serializer=prewarm_dot_v1_dot_local__pb2.RemoveResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'prewarm.v1.Local', rpc_method_handlers)
@@ -89,8 +107,8 @@ def add_LocalServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class Local:
-    """What the agent answers on its sockets: agent.sock for pods, admin.sock for root. Nothing here changes the node's plan, but
-    a pod that waits comes first in line.
+    """What the agent answers on its sockets: agent.sock for pods, admin.sock for root. Pods change nothing of the node's plan, but
+    one that waits comes first in line.
     """
 
     @staticmethod
@@ -137,6 +155,33 @@ class Local:
             '/prewarm.v1.Local/Wait',
             prewarm_dot_v1_dot_local__pb2.WaitRequest.SerializeToString,
             prewarm_dot_v1_dot_local__pb2.WaitProgress.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Remove(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/prewarm.v1.Local/Remove',
+            prewarm_dot_v1_dot_local__pb2.RemoveRequest.SerializeToString,
+            prewarm_dot_v1_dot_local__pb2.RemoveResponse.FromString,
             options,
             channel_credentials,
             insecure,
