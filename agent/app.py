@@ -211,6 +211,7 @@ async def compose_agent(process: Process) -> None:
             labels=lambda: ready.labels if (ready := decided.readiness.get()) else {},
             ages=lambda: heartbeat.ages_seconds(clock.monotonic()),
             version=importlib.metadata.version("prewarm"),
+            parts=models.parts,
         ),
         process.registry,
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -36,6 +36,7 @@ from agent.models.wire import SourceChanged
 from agent.plan.decision import HydrateStep, NodePlan
 
 LOCK_SECONDS = 0.5  # how often a root held by another agent is tried again: a rolling update waits here
+TRICKLE_BYTES_PER_SECOND = 2 << 20  # of a download that can wait, while a pod waits: connections stay alive
 _DISK_SECONDS = 5.0  # how often a root that cannot be opened is tried again
 _SOON = Backoff(base_seconds=1, cap_seconds=60, floor_seconds=0.5)  # S3 or the disk was away
 _LATER = Backoff(base_seconds=30, cap_seconds=600, floor_seconds=15)  # a person has to change something
@@ -107,6 +108,10 @@ class ModelService:
     def directory(self, digest: Digest) -> Path:
         """Return where a committed version lies in the store."""
         return self._store.directory(digest)
+
+    def parts(self) -> Mapping[str, int]:
+        """Return how many ranges came so far, by outcome: ok, retried, hedged, corrupt."""
+        return self._engine.tally.parts
 
     async def add(self, pod_uid: str, digests: Sequence[Digest]) -> None:
         """Note durably that a pod uses these versions.
@@ -234,11 +239,18 @@ class ModelService:
             running = tasks.create_task(self._attempt(step), name=f"hydrate {step.want.name}")
             running.add_done_callback(lambda _: self._hydrate.fire())
             while not running.done():
+                self._engine.throttle.yield_to_others(TRICKLE_BYTES_PER_SECOND if self._makes_way(step) else 0)
                 await self._hydrate.wait()
                 if not running.done() and self._must_yield(step):
                     running.cancel()
                     await asyncio.wait({running})
             give_back()
+
+    def _makes_way(self, running: HydrateStep) -> bool:
+        """Say whether a download must leave the node's network and disk to a pod that waits for an image."""
+        plan = self._plan.get()
+        urgent = {self._key(s) for s in plan.hydrations if s.urgent}
+        return self._key(running) not in urgent and any(pull.urgent for pull in plan.pulls)
 
     def _next(self) -> HydrateStep | None:
         """Return the step to run now: the first that a pod waits for, else the first, of those not backed off."""

@@ -94,6 +94,10 @@ IMAGES = _gauge("prewarm_images", "Images this node was asked for, by level", "l
 MODELS = _gauge("prewarm_models", "Model versions known on this node, by level", "level")
 GPU_VERDICT = _gauge("prewarm_gpu_verdict", "1 for the verdict that holds", "verdict")
 GPUS = _gauge("prewarm_gpus", "GPUs that NVML shows")
+HYDRATION_RATE = _gauge("prewarm_hydration_rate_bytes_per_second", "Bytes of models that come in now")
+HYDRATION_QUEUE = _gauge("prewarm_hydration_queue_bytes", "Bytes of models that this node was asked for and lacks")
+HYDRATION_ETA = _gauge("prewarm_hydration_eta_seconds", "Until they are here at this rate; absent while none come in")
+PARTS = _counter("prewarm_hydration_parts_total", "Ranges of models asked for: ok, retried, hedged, corrupt", "outcome")
 STORE_USED = _gauge("prewarm_store_used_bytes", "Bytes in the model store")
 STORE_FREE = _gauge("prewarm_store_free_bytes", "Bytes free on its file system")
 STORE_CAPACITY = _gauge("prewarm_store_capacity_bytes", "Size of its file system in bytes")
@@ -114,7 +118,8 @@ UNPUBLISHED = _gauge("prewarm_planner_unwritten_nodes", "Nodes whose NodeWarmup 
 FED = (COLD_START_TOTAL, IMAGE_PULL, MODEL_LOAD, PULL_TRANSFER, PULLED_BYTES, HYDRATION, HYDRATED_BYTES, XIDS, API_WRITES,
        CLAIMS, WITHDRAWALS, MEMORY_RELEASES, WINDOW_LATENESS, WINDOWS_MISSED)  # fmt: skip
 READ = (ENDPOINT_READY, MODEL_BYTES, COMMITTED_BYTES, RESIDENT_BYTES, IMAGES, MODELS, GPU_VERDICT, GPUS, STORE_USED, STORE_FREE,
-        STORE_CAPACITY, MEMORY_HELD, MEMORY_BUDGET, HEARTBEAT_AGE, BUILD)  # fmt: skip
+        STORE_CAPACITY, MEMORY_HELD, MEMORY_BUDGET, HEARTBEAT_AGE, BUILD, HYDRATION_RATE,
+        HYDRATION_QUEUE, HYDRATION_ETA, PARTS)  # fmt: skip
 PLANNER = (LEADING, HELD, BRAKED, WITHDRAWN, PUBLISHED, UNPUBLISHED)
 CATALOGUE: tuple[Metric, ...] = FED + READ + PLANNER
 # What a person looks at first.

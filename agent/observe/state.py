@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from prometheus_client import CollectorRegistry
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from agent.core.assignment import Assignment, EndpointWant
 from agent.core.inventory import GpuVerdict, ImageLevel, Inventory, ModelLevel
 from agent.core.names import READY, endpoint_label
 from agent.observe import catalogue
-from agent.observe.catalogue import Metric
+from agent.observe.catalogue import Kind, Metric
 from agent.plan.planning import model_digest
 
 Samples = Mapping[tuple[str, ...], float]
@@ -24,7 +25,8 @@ Samples = Mapping[tuple[str, ...], float]
 class NodeState:
     """Where the gauges come from; each callable is cheap and is called at every scrape.
 
-    `labels` are the node labels that readiness allows now; `ages` the heartbeat ages in seconds by prover.
+    `labels` are the node labels that readiness allows now; `ages` the heartbeat ages in seconds by prover; `parts` the ranges
+    of models asked for so far, by outcome.
     """
 
     assignment: Callable[[], Assignment | None]
@@ -32,6 +34,7 @@ class NodeState:
     labels: Callable[[], Mapping[str, str]]
     ages: Callable[[], Mapping[str, float]]
     version: str
+    parts: Callable[[], Mapping[str, int]] = dict
 
 
 class StateCollector(Collector):
@@ -41,17 +44,19 @@ class StateCollector(Collector):
         self._state = state
         registry.register(self)
 
-    def describe(self) -> Iterable[GaugeMetricFamily]:
+    def describe(self) -> Iterable[GaugeMetricFamily | CounterMetricFamily]:
         """Name the families without reading anything."""
-        return [GaugeMetricFamily(m.name, m.help, labels=m.labels) for m in catalogue.READ]
+        return [_family(m, {}) for m in catalogue.READ]
 
-    def collect(self) -> Iterable[GaugeMetricFamily]:
-        """Yield every gauge with its values now."""
+    def collect(self) -> Iterable[GaugeMetricFamily | CounterMetricFamily]:
+        """Yield every family with its values now."""
         assignment, inventory = self._state.assignment(), self._state.inventory()
         endpoints = assignment.endpoints if assignment else ()
         ages: dict[tuple[str, ...], float] = {(prover,): age for prover, age in self._state.ages().items()}
         yield from _endpoints(endpoints, inventory, self._state.labels())
         yield from _node(inventory)
+        yield from _hydration(endpoints, inventory)
+        yield _family(catalogue.PARTS, {(outcome,): count for outcome, count in self._state.parts().items()})
         yield _family(catalogue.HEARTBEAT_AGE, ages)
         yield _family(catalogue.BUILD, {(self._state.version,): 1})
 
@@ -82,6 +87,19 @@ def _endpoints(
     yield _family(catalogue.RESIDENT_BYTES, resident)
 
 
+def _hydration(endpoints: tuple[EndpointWant, ...], inventory: Inventory) -> Iterable[GaugeMetricFamily]:
+    lacking: dict[str, float] = {}
+    for model in (m for want in endpoints for m in want.models):
+        digest = model_digest(model, inventory)
+        state = inventory.models.get(digest) if digest else None
+        size = (state.total_bytes if state else 0) or model.size_bytes
+        lacking[digest or str(model.uri)] = max(0, size - (state.done_bytes if state else 0))
+    rate, queue = sum(s.rate_bytes_per_second for s in inventory.models.values() if s.busy), sum(lacking.values())
+    yield _family(catalogue.HYDRATION_RATE, {(): rate})
+    yield _family(catalogue.HYDRATION_QUEUE, {(): queue})
+    yield _family(catalogue.HYDRATION_ETA, {(): queue / rate} if rate > 0 else {})
+
+
 def _node(inventory: Inventory) -> Iterable[GaugeMetricFamily]:
     images = Counter(state.level for state in inventory.images.values())
     models = Counter(state.level for state in inventory.models.values())
@@ -96,8 +114,9 @@ def _node(inventory: Inventory) -> Iterable[GaugeMetricFamily]:
     yield _family(catalogue.MEMORY_BUDGET, {(): inventory.memory.budget_bytes or 0})
 
 
-def _family(metric: Metric, samples: Samples) -> GaugeMetricFamily:
-    family = GaugeMetricFamily(metric.name, metric.help, labels=metric.labels)
+def _family(metric: Metric, samples: Samples) -> Any:
+    kind = CounterMetricFamily if metric.kind is Kind.COUNTER else GaugeMetricFamily
+    family = kind(metric.name, metric.help, labels=metric.labels)
     for labels, value in samples.items():
         family.add_metric(labels, value)
     return family

@@ -13,17 +13,17 @@ from pathlib import Path
 import pytest
 
 from agent.config import Settings, SourceRule
-from agent.core.assignment import EndpointWant, ModelWant
+from agent.core.assignment import EndpointWant, ImageWant, ModelWant
 from agent.core.clock import SystemClock
 from agent.core.heartbeat import Heartbeat
 from agent.core.inventory import ModelLevel, ModelState, ModelsView
 from agent.core.latest import Latest
-from agent.core.refs import Digest, EndpointKey, ModelUri
+from agent.core.refs import Digest, EndpointKey, ModelUri, parse_image_ref
 from agent.core.sandbox import Sandbox
-from agent.models import eviction
+from agent.models import eviction, service
 from agent.models.service import ModelService
 from agent.models.source import resolve
-from agent.plan.decision import EndpointPlan, EvictStep, HydrateStep, NodePlan, Stage, ViewWant
+from agent.plan.decision import EndpointPlan, EvictStep, HydrateStep, NodePlan, PullStep, Stage, ViewWant
 from tests.bed.faultproxy import Rule
 from tests.integration.models.conftest import SourceBucket, contents, noise
 
@@ -230,6 +230,36 @@ async def test_a_version_a_pod_waits_for_interrupts_another_which_resumes(bucket
         assert committed == [view.resolved[str(fast.uri)]]
         bucket.proxy.rules.clear()
         await r.until(lambda v: sum(s.level is ModelLevel.COMMITTED for s in v.states.values()) == 2)
+
+
+async def test_a_download_trickles_within_a_second_while_a_pod_waits_for_an_image(
+    bucket: SourceBucket, tmp_path: Path
+) -> None:
+    bucket.put("m/a", noise(64 * MIB))
+    bucket.proxy.rules.append(Rule("slow", times=999, arg=8 * MIB))
+    pull = PullStep(
+        want=ImageWant(ref=parse_image_ref("registry.bed/a:1")),
+        runtime_handler="",
+        endpoints=(ENDPOINT,),
+        due=None,
+        urgent=True,
+        reason="a pod waits for it",
+    )
+
+    async def brought(r: Room, seconds: float) -> int:
+        before = sum(s.done_bytes for s in r.models.get().states.values())
+        await asyncio.sleep(seconds)
+        return sum(s.done_bytes for s in r.models.get().states.values()) - before
+
+    async with room(tmp_path) as r:
+        await r.bring(want(bucket.uri()))
+        await r.until(lambda v: any(s.done_bytes > 4 * MIB for s in v.states.values()))
+        r.plan.set(replace(r.plan.get(), pulls=(pull,)))
+        await asyncio.sleep(1)
+        assert await brought(r, 2) <= 3 * service.TRICKLE_BYTES_PER_SECOND  # progress is told in steps
+        r.plan.set(replace(r.plan.get(), pulls=()))
+        view = await r.until(is_committed)
+        assert only(view).level is ModelLevel.COMMITTED
 
 
 async def test_eviction_waits_asks_and_keeps_what_is_used(

@@ -57,7 +57,10 @@ def test_names_end_in_a_unit_or_total_and_have_our_prefix() -> None:
     contract = {"cold_start_total_seconds", "image_pull_seconds", "model_load_seconds"}
     for metric in CATALOGUE:
         assert metric.name.startswith("prewarm_") or metric.name in contract
-        assert metric.name.endswith(("_seconds", "_bytes", "_total", "_info")) or metric.name in gauges_of_things
+        assert (
+            metric.name.endswith(("_seconds", "_bytes", "_per_second", "_total", "_info"))
+            or metric.name in gauges_of_things
+        )
         assert metric.name.endswith("_total") == (metric.kind is Kind.COUNTER)
     assert len({m.name for m in CATALOGUE}) == len(CATALOGUE)
 
