@@ -14,8 +14,10 @@ from dataclasses import asdict
 from typing import Any
 
 from agent.advise.advice import Advice, Kind
+from agent.core.errors import cut
 
 EXIT_UNSEEN, EXIT_MEND = 1, 3
+_LINE_LIMIT = 1000
 TOPICS = {  # each a module of agent/advise with `examine(kubeconfig)`
     "gpu": "start-up taint and the DaemonSets that must tolerate it, taints on warm nodes, admission policies",
 }
@@ -56,11 +58,11 @@ async def _examine(topics: Sequence[str], kubeconfig: str) -> dict[str, tuple[Ad
 
 
 def text(found: Mapping[str, Sequence[Advice]]) -> Iterator[str]:
-    """Write the advice for a person."""
+    """Write the advice for a person; what objects of others say cannot command the terminal."""
     for topic, several in found.items():
         if not several:
             yield f"{topic}: nothing to mend"
         for advice in several:
             unseen = "could not be looked at: " if advice.kind is Kind.UNSEEN else ""
-            yield f"{topic}: {advice.about}: {unseen}{advice.message}"
-            yield f"    {advice.cure}"
+            yield cut(f"{topic}: {advice.about}: {unseen}{advice.message}", _LINE_LIMIT)
+            yield "    " + cut(advice.cure, _LINE_LIMIT)

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -194,6 +196,27 @@ def test_the_same_names_in_another_namespace_are_held_by_the_same_policy(stage: 
         assert moved.wrong(moved.account("prewarm-agent"), AGENT) == []
     finally:
         stage.bed.api.delete(f"{bindings}/{namespace}")
+
+
+def test_the_doctor_names_what_is_wrong_here_and_has_nothing_against_the_policies(stage: Stage, namespace: str) -> None:
+    labels = {"app": "plugin"}
+    path = "/var/lib/kubelet/device-plugins"
+    spec = {
+        "containers": [{"name": "c", "image": "registry.bed/pause:1"}],
+        "volumes": [{"name": "v", "hostPath": {"path": path}}],
+    }
+    template = {"metadata": {"labels": labels}, "spec": spec}
+    body = {"metadata": {"name": "plugin"}, "spec": {"selector": {"matchLabels": labels}, "template": template}}
+    stage.bed.api.post(f"/apis/apps/v1/namespaces/{namespace}/daemonsets", body)
+    stage.bed.api.patch(f"{NODES}/{stage.own}", claimed())  # it has a PreferNoSchedule taint
+    command = [str(Path(sys.executable).parent / "prewarm"), "doctor", "gpu", "--json"]
+    done = subprocess.run(
+        [*command, "--kubeconfig", str(stage.bed.kubeconfig)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 3, done.stderr
+    about = {a["about"] for a in json.loads(done.stdout)}
+    assert about >= {f"daemonset {namespace}/plugin", f"node {stage.own}"}
+    assert not any(a.startswith("policy ") for a in about)
 
 
 def warmup(node: str) -> Object:

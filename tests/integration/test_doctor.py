@@ -108,6 +108,15 @@ async def test_what_may_not_be_seen_is_said_and_the_rest_is_told(server: FakeApi
     assert "gpu: policy prewarm-agent-nodes: missing" in out
 
 
+async def test_words_of_others_cannot_command_the_terminal(server: FakeApiServer, kubeconfig: Path) -> None:
+    owner = {"controller": True, "kind": "\x1b[2J", "name": "x"}
+    await server.put(DAEMONSET, plugin([]) | {"metadata": {"ownerReferences": [owner]}})
+    code, out, _ = await doctor("--kubeconfig", kubeconfig)
+    assert code == 3
+    assert "daemonset gpu/plugin" in out
+    assert all(c.isprintable() for c in out.replace("\n", ""))
+
+
 async def test_it_changes_nothing(server: FakeApiServer, kubeconfig: Path) -> None:
     await doctor("--kubeconfig", kubeconfig)
     assert sum(server.count(method) for method in ("POST", "PUT", "PATCH", "DELETE")) == 0

@@ -201,3 +201,21 @@ async def test_a_planner_that_leads_no_more_reports_nothing_as_held_or_unwritten
         await until(server, lambda: bool(fleet.withdrawals.get().held))
     assert fleet.withdrawals.get().held is None
     assert fleet.publishing.get().failing == {}
+
+
+async def test_a_brake_that_holds_is_told_of_in_an_event_until_it_lets_go(
+    server: FakeApiServer, models: Models
+) -> None:
+    """Half of a fleet of twelve is gone: three nodes lose their claims at once, three are held and told of."""
+    for number in range(2, 13):
+        await node(server, f"n{number}", ready="Unknown" if number > 6 else "True")
+        await agent(server, f"n{number}")
+    async with planner(server, models) as fleet:
+        await until(server, lambda: ("prewarm-planner", "BrakeTripped") in events(server))
+        assert len(fleet.withdrawals.get().braked) == 3
+        (event,) = server.all("/api/v1/events")
+        assert event["metadata"]["namespace"] == "prewarm"
+        assert "went stale within a minute (NodeNotReady)" in event["message"]
+        for name in fleet.withdrawals.get().braked:
+            await node(server, name)
+        await until(server, lambda: not fleet.withdrawals.get().braked)
