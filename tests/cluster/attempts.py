@@ -1,14 +1,15 @@
 """What the accounts of agent and planner try to write, and whether the API server may let them: read by `test_policies.py`.
 
-`Kind.POLICY` refusals are those that RBAC would let through: only the policies of `deploy/policies` say no.
+`Answer.POLICY` refusals are those that RBAC would let through: only the policies of `deploy/policies` say no.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from enum import StrEnum
+from typing import Any
 
 from tests.bed import JSON_PATCH, MERGE_PATCH, STRATEGIC_PATCH, Api, ApiError, Object
 
@@ -32,7 +33,7 @@ class Attempt:
     what: str
     answer: Answer
     path: str
-    body: object
+    body: Any
     method: str = "PATCH"
     content: str = MERGE_PATCH
 
@@ -43,7 +44,7 @@ class Attempt:
             if self.method == "PATCH":
                 api.patch(path, self.body, self.content)
             elif self.method == "POST":
-                api.post(path, {"metadata": {"name": other}} | dict(self.body or {}))  # type: ignore[call-overload]
+                api.post(path, self.body)
             else:
                 api.delete(path)
         except ApiError as error:
@@ -153,7 +154,7 @@ AGENT: tuple[Attempt, ...] = (
     _warmup("its NodeWarmup's spec", RBAC, "{own}", {"spec": {"endpoints": []}}),
     Attempt(what="deletes its NodeWarmup", answer=RBAC, path=f"{WARMUPS}/{{own}}", body=None, method="DELETE"),
     Attempt(what="deletes its node", answer=RBAC, path=f"{NODES}/{{own}}", body=None, method="DELETE"),
-    Attempt(what="makes a node", answer=RBAC, path=NODES, body={}, method="POST"),
+    Attempt(what="makes a node", answer=RBAC, path=NODES, body={"metadata": {"name": "made"}}, method="POST"),
 )
 
 PLANNER: tuple[Attempt, ...] = (
@@ -205,6 +206,4 @@ def unbound(account: tuple[Attempt, ...]) -> Iterator[Attempt]:
     """What the account may do with a pod's token, and may not with one that is bound to no pod."""
     for attempt in account:
         if attempt.answer is OK:
-            yield Attempt(
-                what=attempt.what, answer=POLICY, path=attempt.path, body=attempt.body, content=attempt.content
-            )
+            yield replace(attempt, answer=POLICY)
