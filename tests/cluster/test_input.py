@@ -42,7 +42,12 @@ BAD: dict[str, tuple[dict[str, str], str, str, tuple[str, ...]]] = {
         "NotSupported",
         ("history", "not supported by this version"),
     ),
-    "later-word": (SELDOM | {"prewarm.dev/memory": "on"}, IMAGE, "NotSupported", ("memory", "'on'", "not supported")),
+    "later-word": (
+        SELDOM | {"prewarm.dev/layout": "triton"},
+        IMAGE,
+        "NotSupported",
+        ("layout", "'triton'", "not supported"),
+    ),
     "foreign-source": (
         SELDOM | {"prewarm.dev/models": "s3://secrets/m/"},
         IMAGE,
