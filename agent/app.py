@@ -22,6 +22,7 @@ from agent.config import Settings
 from agent.core.clock import SystemClock
 from agent.core.errors import Invalid, PrewarmError
 from agent.core.heartbeat import Heartbeat
+from agent.core.names import TAINT_NOT_READY
 from agent.core.service import Relay, Service, Stopped, forever, raise_when_stopped, stop_on_signals
 from agent.observe.http import HttpServer, what_is_red
 from agent.observe.logging import setup_logging
@@ -129,7 +130,7 @@ async def compose_agent(process: Process) -> None:
     """
     from agent.core.inventory import GpuReport, Inventory, MemoryView, ModelsView
     from agent.core.latest import Latest
-    from agent.gpu.service import GpuService
+    from agent.gpu.service import GpuRoom, GpuService
     from agent.models.memory_group import MemoryGroup, group_name
     from agent.models.memory_tier import MemoryTier
     from agent.models.resident import files_of
@@ -180,7 +181,10 @@ async def compose_agent(process: Process) -> None:
         setting=settings.memory_budget,
         observer=metrics,
     )
-    gpu = GpuService(gpu=facts.gpu, settings=settings, clock=clock, heartbeat=heartbeat, observer=metrics)
+    boot_id = _boot_id(settings.boot_id_file)
+    tainted: Latest[bool | None] = Latest(False if settings.plan else None)
+    room = GpuRoom(settings=settings, boot_id=boot_id, tainted=tainted, gpu=facts.gpu)
+    gpu = GpuService(room, clock=clock, heartbeat=heartbeat, observer=metrics)
     limits = Limits(warm_ahead=settings.warm_ahead, high_watermark=settings.high_watermark)
     decide = DecideLoop(
         facts=facts,
@@ -188,7 +192,7 @@ async def compose_agent(process: Process) -> None:
         plan=lambda assignment, inventory, now: plan(assignment, inventory, now, limits),
         heartbeat=heartbeat,
         clock=clock,
-        boot_id=_boot_id(settings.boot_id_file),
+        boot_id=boot_id,
         lift_taint=settings.lift_taint,
     )
     local = LocalApi(
@@ -223,7 +227,7 @@ async def compose_agent(process: Process) -> None:
 
         process.services.append(PlanFileService(path=Path(settings.plan), assignment=facts.assignment, clock=clock))
     else:
-        await _in_cluster(process, node, facts, decided, metrics, requests)
+        await _in_cluster(process, node, facts, decided, metrics, requests, tainted)
 
 
 def _images(process: Process, facts: Facts, decided: Decisions, metrics: Metrics) -> ContainerdClient | None:
@@ -250,13 +254,9 @@ def _images(process: Process, facts: Facts, decided: Decisions, metrics: Metrics
 
 
 async def _in_cluster(
-    process: Process,
-    node: str,
-    facts: Facts,
-    decided: Decisions,
-    metrics: Metrics,
-    requests: Latest[Requests | None],
-) -> None:
+    process: Process, node: str, facts: Facts, decided: Decisions, metrics: Metrics, requests: Latest[Requests | None],
+    tainted: Latest[bool | None],
+) -> None:  # fmt: skip
     """Add what an agent under Kubernetes has: its assignment, its Node's publisher, its NodeWarmup's status, cold starts."""
     from agent.core.assignment import Assignment
     from agent.core.latest import Latest
@@ -330,6 +330,9 @@ async def _in_cluster(
         Relay("own node", nodes, lambda listing: own.set(listing.only() or own.get())),
         Relay("memory requests of pods", pods, requested),
         Relay("allocatable memory", own, requested),
+        Relay(
+            "start-up taint", own, lambda view: tainted.set(None if view is None else view.has_taint(TAINT_NOT_READY))
+        ),
         KeepingService(assignment=facts.assignment, kept=kept, current=current),
         publisher,
         status,

@@ -175,6 +175,14 @@ class Settings:
     gpu_timeout_seconds: float = setting(
         "10s", _seconds, "one answer of NVML may take this long before it counts as hung"
     )
+    gpu_quorum: str = setting(
+        "all", str, "while this many GPUs are healthy (all, or a number) sick ones degrade the node, and no more"
+    )
+    gpu_test: bool = setting(
+        "on", _flag, "run the active test under the start-up taint and before a GPU counts as recovered"
+    )
+    nvidia_libraries: str = setting("", str, "further directories of the driver's libraries, `:` between them")
+    kernel_log: Path = setting("/dev/kmsg", lambda v: Path(str(v)), "where Xids are read from, since the boot")
     pci_devices: Path = setting("/sys/bus/pci/devices", lambda v: Path(str(v)), "PCI devices in sysfs")
     boot_id_file: Path = setting(
         "/proc/sys/kernel/random/boot_id", lambda v: Path(str(v)), "where the kernel tells its boot id"
@@ -279,6 +287,7 @@ def _check(values: Mapping[str, Any], mistakes: list[str]) -> None:
         mistakes.append(
             "gpu_timeout_seconds must be between 0.5s and 12s: a cycle may take it twice, and readiness rests on 30 s"
         )
-    gpus = values.get("gpus", "auto")
-    if gpus != "auto" and not (gpus.isascii() and gpus.isdigit()):
-        mistakes.append(f"gpus: {cut(gpus, 60)!r} is neither auto nor a number")
+    for name, word in (("gpus", "auto"), ("gpu_quorum", "all")):
+        value = values.get(name, word)
+        if value != word and not (value.isascii() and value.isdigit()):
+            mistakes.append(f"{name}: {cut(value, 60)!r} is neither {word} nor a number")

@@ -1,14 +1,16 @@
-"""What NVML's events mean. Pure tables.
+"""What NVML's events and the kernel log's lines mean. Pure tables.
 
-Xid classes: NVIDIA's Xid catalogue. An event carries no sub-code, so NVLink Xids, whose class depends on it, count as
-fatal. Whatever the class, the recovery action (field 230) is read again at once, and a non-zero answer wins.
+Xid classes: NVIDIA's Xid catalogue. An event carries no sub-code, so an NVLink Xid, whose class depends on it, counts as fatal
+unless the kernel log's line says "Nonfatal". Whatever the class, the recovery action (field 230) is read again at once, and a
+non-zero answer wins.
 """
 
 from __future__ import annotations
 
 from enum import StrEnum
 
-from agent.gpu.observation import Event
+from agent.gpu.observation import Event, LogEvent
+from agent.gpu.reasons import Code
 
 XID, DRAM_RETIREMENT_FAILURE, FATAL_POISON, UNAVAILABLE = 0x8, 0x800, 0x2000, 0x4000
 _FATAL_EVENTS = {
@@ -22,6 +24,7 @@ class XidClass(StrEnum):
     """What an Xid asks for."""
 
     FATAL = "fatal"  # a reset, a reboot or a repair
+    NVLINK = "nvlink"  # the same, unless the driver calls it nonfatal
     APPLICATION = "application"  # restart the application: says nothing about the GPU
     IGNORED = "ignored"
     UNLISTED = "unlisted"  # in no table: only the recovery action decides
@@ -31,7 +34,7 @@ _RESET = {46, 48, 62, 64, 95, 109, 110, 119, 120, 136, 140, 143, 155, 156, 158}
 _RESTART_OR_REPAIR = {54, 79, 142, 151}
 _NVLINK = {74, *range(144, 151)}
 _OTHER_FATAL = {78, 159, 167, 168, 169}  # vGPU; reset where UVM is used, as CUDA does; three with an empty bucket
-_FATAL = _RESET | _RESTART_OR_REPAIR | _NVLINK | _OTHER_FATAL
+_FATAL = _RESET | _RESTART_OR_REPAIR | _OTHER_FATAL
 _APPLICATION = (
     {8, 11, 13, 25, 31, 32, 39, 40, 41, 60, 80, 88, 89, 94, 139}
     | set(range(68, 73))
@@ -45,16 +48,35 @@ _IGNORED = {14, 37, 38, 43, 44, 45, 63, 66, 67, 92, 93, 106, 107, 108, 121, 137,
 
 def xid_class(code: int) -> XidClass:
     """Return the class of an Xid."""
-    if code in _FATAL:
-        return XidClass.FATAL
-    if code in _APPLICATION:
-        return XidClass.APPLICATION
-    return XidClass.IGNORED if code in _IGNORED else XidClass.UNLISTED
+    for kind, codes in (
+        (XidClass.FATAL, _FATAL),
+        (XidClass.NVLINK, _NVLINK),
+        (XidClass.APPLICATION, _APPLICATION),
+        (XidClass.IGNORED, _IGNORED),
+    ):
+        if code in codes:
+            return kind
+    return XidClass.UNLISTED
 
 
-def fatal(event: Event) -> str:
-    """Return why the event alone makes its GPU unhealthy, "" if it does not."""
-    where = f" on {event.uuid}" if event.uuid else ""
-    if event.type == XID:
-        return f"Xid {event.data}{where}" if xid_class(event.data) is XidClass.FATAL else ""
-    return f"{_FATAL_EVENTS[event.type]}{where}" if event.type in _FATAL_EVENTS else ""
+def xid_of(event: Event | LogEvent) -> int | None:
+    """Return the Xid an event tells of, None if it tells of something else."""
+    if isinstance(event, LogEvent):
+        return event.xid or None
+    return event.data if event.type == XID else None
+
+
+def meaning(event: Event | LogEvent) -> tuple[Code, str] | None:
+    """Return the reason that the event alone gives against its GPU, and its text; None if it gives none."""
+    xid = xid_of(event)
+    if xid is not None:
+        kind = xid_class(xid)
+        if kind is XidClass.FATAL:
+            return Code.XID_FATAL, f"Xid {xid}"
+        if kind is XidClass.NVLINK:
+            nonfatal = isinstance(event, LogEvent) and event.nonfatal
+            return Code.XID_NVLINK_NONFATAL if nonfatal else Code.XID_NVLINK, f"Xid {xid}"
+        return None
+    if isinstance(event, LogEvent):
+        return Code.OFF_THE_BUS, "it has fallen off the bus"
+    return (Code.EVENT_FATAL, _FATAL_EVENTS[event.type]) if event.type in _FATAL_EVENTS else None

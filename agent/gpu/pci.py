@@ -25,12 +25,16 @@ class PciBus:
         """Return what the bus shows now. Blocks on sysfs: call it in a thread. No bus, no GPUs."""
         try:
             names = sorted(entry.name for entry in self._directory.iterdir())
-        except OSError:
+        except FileNotFoundError:
             return PciGpus()
+        except OSError:
+            return PciGpus(readable=False)
         self._is_gpu = {name: self._look(name) for name in names}
         drivers = {name: self._driver(name) for name, is_gpu in self._is_gpu.items() if is_gpu}
         ours = {name: driver for name, driver in drivers.items() if driver not in GUEST_DRIVERS}
-        return PciGpus(present=tuple(ours), bound=tuple(name for name, driver in ours.items() if driver == "nvidia"))
+        bound = tuple(name for name, driver in ours.items() if driver == "nvidia")
+        version = self._read(bound[0], "driver/module/version") if bound else ""
+        return PciGpus(present=tuple(ours), bound=bound, guests=len(drivers) - len(ours), driver=version)
 
     def _look(self, name: str) -> bool:
         known = self._is_gpu.get(name)

@@ -1,4 +1,4 @@
-"""The GPU service: asks NVML through a killable child and publishes the node's verdict.
+"""The GPU service: asks NVML through a killable child, hears the kernel log, and publishes the node's verdict.
 
 A hung driver costs a deadline, never the loop: the service completes its cycle, says "hung" and goes on. Fatal events are
 published inside the callback that hears them.
@@ -8,40 +8,52 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import structlog
 
 from agent.config import Settings
 from agent.core.clock import Clock
-from agent.core.errors import PrewarmError
 from agent.core.heartbeat import GPU, Heartbeat
 from agent.core.inventory import GpuReport, GpuVerdict
 from agent.core.latest import Latest, Signal
-from agent.core.retry import Backoff
-from agent.gpu.events import XID, XidClass, fatal, xid_class
-from agent.gpu.health import CLEAN_SAMPLES, Health, after_event, after_sample
-from agent.gpu.observation import Deaf, Died, Event, Hung, Observation, Refused
+from agent.gpu.events import XidClass, meaning, xid_class, xid_of
+from agent.gpu.findings import Around
+from agent.gpu.health import Health, after_event, after_sample, after_test, recovered
+from agent.gpu.kernel_log import KernelLog
+from agent.gpu.observation import Deaf, Event, Gpu, LogEvent, Outcome, Sample, TestResult
 from agent.gpu.pci import PciBus
-from agent.gpu.process import Child, Gone, NoAnswer, OnEvent, start_prober
-from agent.gpu.rules import expects_gpus, wanted_gpus
+from agent.gpu.probe import Child, OnEvent, start_prober
+from agent.gpu.proofs import Proofs
+from agent.gpu.questions import FULL, QUICK, SLOW
+from agent.gpu.report import Policy
+from agent.gpu.standing import StandingProbe, StartChild
+from agent.gpu.tester import CudaTest, RunTest, Tester
 
 NAME = GPU
 NO_GPU_POLL_SECONDS = 20.0  # a node without GPUs looks at its bus this seldom, yet beats within the 30 s of /readyz
-RESTARTS = Backoff(base_seconds=1.0, cap_seconds=30.0, floor_seconds=0.5)
-LEAST_SPACING_SECONDS = 1.0  # events cannot make cycles faster than this
+LEAST_SPACING_SECONDS = 1.0  # events cannot make cycles faster than this; what is doubted is looked at again this soon
+FULL_EVERY, SLOW_EVERY = 2, 12  # polls: 10 s and a minute
+TELL_AGAIN_SECONDS = 60.0
+TAINT_SECONDS = (
+    8.0  # an API server that is away may not cost the claims that stand: they are proved within 10 s of a start
+)
 
 log = structlog.get_logger(__name__)
 
-StartChild = Callable[[OnEvent], Awaitable[Child]]
 
-
-class XidObserver(Protocol):
-    """Whoever counts Xids."""
+class GpuObserver(Protocol):
+    """Whoever counts."""
 
     def xid(self, kind: XidClass) -> None:
         """Count one Xid of that class."""
+        ...
+
+    def gpu_test(self, outcome: Outcome) -> None:
+        """Count one active test."""
         ...
 
 
@@ -49,143 +61,190 @@ class NobodyCounts:
     """An observer for those who do not count."""
 
     def xid(self, kind: XidClass) -> None:
-        """See `XidObserver`."""
+        """See `GpuObserver`."""
+
+    def gpu_test(self, outcome: Outcome) -> None:
+        """See `GpuObserver`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seams:
+    """What tests put in the place of the real thing. `start` and `run_test`: None for real children."""
+
+    start: StartChild | None = None
+    run_test: RunTest | None = None
+    uptime_seconds: Callable[[], float] = lambda: time.clock_gettime(time.CLOCK_BOOTTIME)
+    rng: random.Random = field(default_factory=random.Random)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GpuRoom:
+    """What the service is given of this node, and the cell `gpu` that it sets.
+
+    `tainted` tells whether the start-up taint stands on the node, None as long as that is not known.
+    """
+
+    settings: Settings
+    boot_id: str
+    tainted: Latest[bool | None]
+    gpu: Latest[GpuReport]
 
 
 class GpuService:
-    """Polls every `settings.gpu_poll_seconds`, listens for events in between, and keeps `gpu` at the newest verdict."""
+    """Polls every `settings.gpu_poll_seconds`, listens for events in between, and keeps the newest verdict in its cell."""
 
     name = NAME
 
     def __init__(
         self,
+        room: GpuRoom,
         *,
-        gpu: Latest[GpuReport],
-        settings: Settings,
         clock: Clock,
         heartbeat: Heartbeat,
-        observer: XidObserver | None = None,
-        start: StartChild = start_prober,
-        rng: random.Random | None = None,
+        observer: GpuObserver | None = None,
+        seams: Seams | None = None,
     ) -> None:
-        self._gpu = gpu
+        settings = room.settings
+        self._gpu = room.gpu
         self._settings = settings
         self._clock = clock
         self._heartbeat = heartbeat
+        self._tainted = room.tainted
         self._observer = observer or NobodyCounts()
-        self._start = start
-        self._rng = rng or random.Random()  # noqa: S311 (jitter, no secret)
-        self._wanted = wanted_gpus(settings.gpus)
+        self._seams = seams or Seams()
+        self._policy = policy_of(settings)
         self._pci = PciBus(settings.pci_devices)
+        self._log = KernelLog(settings.kernel_log, self._heard, clock=clock)
+        self._proofs = Proofs(settings.root / "gpu-proofs.json", room.boot_id)
+        run_test = self._seams.run_test or CudaTest(libraries=self._libraries)
+        self._tester = Tester(run_test, self._tested, clock=clock)
         self._wake = Signal()
         self._health = Health()
-        self._child: Child | None = None
-        self._stuck: Child | None = None
-        self._driver: tuple[str, int] | None = None  # version and count that the child's event set was made for
-        self._stale = False
-        self._answers = 0
-        self._backoff = RESTARTS
-        self._retry_at = float("-inf")
+        self._probe = StandingProbe(
+            self._seams.start or self._start,
+            self._heard,
+            timeout_seconds=settings.gpu_timeout_seconds,
+            clock=clock,
+            rng=self._seams.rng,
+        )
+        self._unsaved = False
+        self._polls = 0
+        self._began = clock.monotonic()
+        self._told: dict[tuple[str, int], float] = {}
         heartbeat.expect(NAME)
 
     async def run(self) -> None:
-        """Poll until cancelled; the child is killed on the way out."""
+        """Poll until cancelled; the children are killed on the way out."""
+        self._tainted.attach(self._wake)
         try:
-            while True:
-                began = self._clock.monotonic()
-                pause = await self._cycle()
-                self._heartbeat.beat(NAME, self._clock.monotonic())
-                if await self._wake.wait(pause):
-                    await self._clock.sleep(max(0.0, began + LEAST_SPACING_SECONDS - self._clock.monotonic()))
+            await asyncio.to_thread(self._proofs.load)
+            await self._log.open()  # before the first sample: an Xid of this boot counts from the start
+            async with asyncio.TaskGroup() as beside:
+                beside.create_task(self._log.run(), name=self._log.name)
+                beside.create_task(self._tester.run(), name=self._tester.name)
+                await self._poll()
         finally:
-            if self._child:
-                await self._child.close()
+            self._tainted.detach(self._wake)
+            self._log.close()
+            await self._probe.drop()
+
+    async def _poll(self) -> None:
+        while True:
+            began = self._clock.monotonic()
+            pause = await self._cycle()
+            self._heartbeat.beat(NAME, self._clock.monotonic())
+            if await self._wake.wait(pause):
+                await self._clock.sleep(max(0.0, began + LEAST_SPACING_SECONDS - self._clock.monotonic()))
 
     async def _cycle(self) -> float:
         """Look once; return how long to wait for the next look."""
-        pci = await asyncio.to_thread(self._pci.gpus)
-        if self._health.report.verdict is GpuVerdict.NONE and not expects_gpus(pci, self._wanted):
-            await self._drop_child()
+        around = Around(
+            pci=await asyncio.to_thread(self._pci.gpus),
+            wanted=self._policy.wanted,
+            uptime_seconds=self._seams.uptime_seconds(),
+            most=self._health.most,
+            log=self._log.readable,
+            tainted=self._tainted.get(),
+            presumed=self._clock.monotonic() - self._began > TAINT_SECONDS,
+        )
+        if self._health.report.verdict is GpuVerdict.NONE and not around.expects_gpus:
+            await self._probe.drop()
             return NO_GPU_POLL_SECONDS
-        seen = await self._observe()
+        due = self._health.due(self._policy)
+        wanted = self._tester.wants(due)
+        seen = await self._probe.observe(self._depth(close=self._health.close_look or wanted), around.pci.driver)
         if seen is not None:
-            self._become(after_sample(self._health, seen, pci, self._wanted))
-        wait = self._retry_at - self._clock.monotonic()
-        return min(self._settings.gpu_poll_seconds, wait) if wait > 0 else self._settings.gpu_poll_seconds
+            self._become(after_sample(self._health, seen, around, self._clock.monotonic(), self._policy))
+        if self._unsaved:
+            self._unsaved = False
+            await asyncio.to_thread(self._proofs.save)
+        if isinstance(seen, Sample) and seen.depth >= SLOW:
+            self._tester.offer(self._health.due(self._policy))
+        poll = self._settings.gpu_poll_seconds
+        again = min(poll, LEAST_SPACING_SECONDS) if self._health.doubts or self._probe.stale else poll
+        wait = self._probe.retry_at - self._clock.monotonic()
+        return min(again, wait) if wait > 0 else again
 
-    async def _observe(self) -> Observation | None:
-        """Return what there is to see now; None while a new child has to wait for its backoff."""
-        if self._stuck:
-            if not self._stuck.exited:
-                return Hung(pid=self._stuck.pid, seconds=self._settings.gpu_timeout_seconds, unkillable=True)
-            self._stuck = None
-        if self._child is None and self._clock.monotonic() < self._retry_at:
-            return None
-        if self._stale:
-            await self._drop_child()
-        try:
-            return await self._ask()
-        except NoAnswer:
-            return await self._give_up()
-        except Gone as error:
-            await self._failed()
-            return Died(status=error.status, times=self._backoff.failures)
-        except PrewarmError as error:
-            log.warning("NVML prober unusable", error=str(error))
-            await self._failed()
-            return Died(status=1, times=self._backoff.failures)
+    def _depth(self, *, close: bool) -> int:
+        """Return what to ask now: everything of a fresh child and in a close look, else the costly questions seldom."""
+        self._polls += 1
+        if close or self._polls % SLOW_EVERY == 0:
+            return SLOW
+        return FULL if self._polls % FULL_EVERY == 0 else QUICK
 
-    async def _ask(self) -> Observation:
-        deadline = self._settings.gpu_timeout_seconds
-        if self._child is None:
-            self._child = await self._start(self._heard)
-            started = await self._child.started(deadline)
-            if started.init:  # pynvml never closes its library: only a fresh process sees a repaired driver
-                await self._failed()
-                return Refused(code=started.init)
-        sample = await self._child.ask(deadline)
-        self._answers += 1
-        if self._answers >= CLEAN_SAMPLES:  # one that dies after each answer must not start afresh for ever
-            self._backoff = RESTARTS
-        seen = (sample.driver, sample.count)
-        if self._driver not in (None, seen):
-            self._stale = True
-            self._wake.fire()
-        self._driver = seen
-        return sample
-
-    async def _give_up(self) -> Hung:
-        pid = self._child.pid if self._child else 0
-        await self._failed()
-        return Hung(pid=pid, seconds=self._settings.gpu_timeout_seconds, unkillable=self._stuck is not None)
-
-    async def _failed(self) -> None:
-        await self._drop_child()
-        self._backoff = self._backoff.failed()
-        self._retry_at = self._clock.monotonic() + self._backoff.delay_seconds(self._rng)
-
-    async def _drop_child(self) -> None:
-        child, self._child = self._child, None
-        self._driver, self._stale, self._answers = None, False, 0
-        if child and not await child.close():
-            log.error("NVML prober cannot be killed", pid=child.pid)
-            self._stuck = child
-
-    def _heard(self, event: Event | Deaf) -> None:
+    def _heard(self, event: Event | Deaf | LogEvent) -> None:
         """Take an event in the moment it arrives; the cycle that follows reads the recovery action."""
+        if isinstance(event, LogEvent) and self._proofs.covers(event):
+            return
         self._wake.fire()
         if isinstance(event, Deaf):
             log.warning("waiting for NVML events failed", code=event.code)
             return
-        log.info("GPU event", uuid=event.uuid, type=event.type, data=event.data)
-        if event.type == XID:
-            self._observer.xid(xid_class(event.data))
-        self._become(after_event(self._health, event))
-        if fatal(event):
-            self._stale = True  # recovery is proved by a fresh process
+        self._tell(event)
+        xid = xid_of(event)
+        if xid is not None and (isinstance(event, Event) or not self._probe.watching):  # both tell of the same one
+            self._observer.xid(xid_class(xid))
+        self._become(after_event(self._health, event, self._policy))
+        if meaning(event):
+            self._probe.stale = True  # recovery is proved by a fresh process
+
+    def _tell(self, event: Event | LogEvent) -> None:
+        """Log an event, but not a storm of the same."""
+        where = event.pci if isinstance(event, LogEvent) else event.uuid
+        what, now = (where, xid_of(event) or 0), self._clock.monotonic()
+        if now - self._told.get(what, float("-inf")) >= TELL_AGAIN_SECONDS:
+            self._told = {known: at for known, at in self._told.items() if now - at < TELL_AGAIN_SECONDS} | {what: now}
+            source = "kernel log" if isinstance(event, LogEvent) else "NVML"
+            log.info("GPU event", gpu=where, xid=xid_of(event), source=source)
+
+    def _tested(self, gpu: Gpu, result: TestResult) -> None:
+        self._observer.gpu_test(result.outcome)
+        self._become(after_test(self._health, gpu.uuid, result, self._policy))
+        self._wake.fire()
 
     def _become(self, health: Health) -> None:
         if health.report != self._health.report:
             log.info("GPU verdict", verdict=health.report.verdict.value, reason=health.report.reason)
+        if proved := recovered(self._health, health):
+            for gpu in health.gpus:
+                if gpu.uuid in proved:
+                    self._proofs.add(gpu.pci, self._log.seq)
+            self._unsaved = True
         self._health = health
         self._gpu.set(health.report)
+
+    async def _start(self, on_event: OnEvent) -> Child:
+        return await start_prober(on_event, libraries=self._settings.nvidia_libraries)
+
+    def _libraries(self) -> str:
+        """Return where the active test looks for libcuda.so.1 first: beside the library that NVML came from."""
+        return ":".join(place for place in (self._probe.library, self._settings.nvidia_libraries) if place)
+
+
+def policy_of(settings: Settings) -> Policy:
+    """Return the verdict's policy that the settings ask for."""
+    return Policy(
+        wanted=None if settings.gpus == "auto" else int(settings.gpus),
+        quorum=None if settings.gpu_quorum == "all" else int(settings.gpu_quorum),
+        test=settings.gpu_test,
+    )

@@ -54,6 +54,10 @@ class NodeView:
         """True if the kubelet says Ready."""
         return any(c.type == "Ready" and c.status == "True" for c in self.conditions)
 
+    def has_taint(self, key: str) -> bool:
+        """Say whether a taint of that key stands, whatever its effect."""
+        return any(taint.key == key for taint in self.taints)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ContainerView:

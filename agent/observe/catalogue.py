@@ -67,6 +67,7 @@ HYDRATION = Metric(
 )
 HYDRATED_BYTES = _counter("prewarm_hydrated_bytes_total", "Bytes of model versions that were committed")
 XIDS = _counter("prewarm_gpu_xids_total", "Xids heard, by what they ask for", "class")
+GPU_TESTS = _counter("prewarm_gpu_tests_total", "Active tests of a GPU that ended", "outcome")
 API_WRITES = _counter("prewarm_api_writes_total", "Writes to the API server", "kind", "outcome")
 CLAIMS = _counter("prewarm_claims_total", "Endpoint labels written as ready")
 WITHDRAWALS = _counter("prewarm_claim_withdrawals_total", "Endpoint labels removed")
@@ -98,6 +99,13 @@ HYDRATION_RATE = _gauge("prewarm_hydration_rate_bytes_per_second", "Bytes of mod
 HYDRATION_QUEUE = _gauge("prewarm_hydration_queue_bytes", "Bytes of models that this node was asked for and lacks")
 HYDRATION_ETA = _gauge("prewarm_hydration_eta_seconds", "Until they are here at this rate; absent while none come in")
 PARTS = _counter("prewarm_hydration_parts_total", "Ranges of models asked for: ok, retried, hedged, corrupt", "outcome")
+GPU_STATE = _gauge("prewarm_gpu_state", "1 for the verdict that holds for one GPU, by its index", "gpu", "verdict")
+GPU_REASON = _gauge(
+    "prewarm_gpu_reason",
+    "1 for each reason of docs/gpu.md that stands; `node` where it is about no single GPU",
+    "gpu",
+    "reason",
+)
 STORE_USED = _gauge("prewarm_store_used_bytes", "Bytes in the model store")
 STORE_FREE = _gauge("prewarm_store_free_bytes", "Bytes free on its file system")
 STORE_CAPACITY = _gauge("prewarm_store_capacity_bytes", "Size of its file system in bytes")
@@ -115,10 +123,10 @@ WITHDRAWN = _counter("prewarm_planner_withdrawn_nodes_total", "Times the planner
 PUBLISHED = _counter("prewarm_planner_writes_total", "NodeWarmups written by the planner")
 UNPUBLISHED = _gauge("prewarm_planner_unwritten_nodes", "Nodes whose NodeWarmup could not be written")
 
-FED = (COLD_START_TOTAL, IMAGE_PULL, MODEL_LOAD, PULL_TRANSFER, PULLED_BYTES, HYDRATION, HYDRATED_BYTES, XIDS, API_WRITES,
-       CLAIMS, WITHDRAWALS, MEMORY_RELEASES, WINDOW_LATENESS, WINDOWS_MISSED)  # fmt: skip
-READ = (ENDPOINT_READY, MODEL_BYTES, COMMITTED_BYTES, RESIDENT_BYTES, IMAGES, MODELS, GPU_VERDICT, GPUS, STORE_USED, STORE_FREE,
-        STORE_CAPACITY, MEMORY_HELD, MEMORY_BUDGET, HEARTBEAT_AGE, BUILD, HYDRATION_RATE,
+FED = (COLD_START_TOTAL, IMAGE_PULL, MODEL_LOAD, PULL_TRANSFER, PULLED_BYTES, HYDRATION, HYDRATED_BYTES, XIDS, GPU_TESTS,
+       API_WRITES, CLAIMS, WITHDRAWALS, MEMORY_RELEASES, WINDOW_LATENESS, WINDOWS_MISSED)  # fmt: skip
+READ = (ENDPOINT_READY, MODEL_BYTES, COMMITTED_BYTES, RESIDENT_BYTES, IMAGES, MODELS, GPU_VERDICT, GPUS, GPU_STATE, GPU_REASON,
+        STORE_USED, STORE_FREE, STORE_CAPACITY, MEMORY_HELD, MEMORY_BUDGET, HEARTBEAT_AGE, BUILD, HYDRATION_RATE,
         HYDRATION_QUEUE, HYDRATION_ETA, PARTS)  # fmt: skip
 PLANNER = (LEADING, HELD, BRAKED, WITHDRAWN, PUBLISHED, UNPUBLISHED)
 CATALOGUE: tuple[Metric, ...] = FED + READ + PLANNER

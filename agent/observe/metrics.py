@@ -56,8 +56,12 @@ class Metrics:
         self._counters[catalogue.MEMORY_RELEASES.name].labels(cause).inc()
 
     def xid(self, kind: str) -> None:
-        """Count one Xid (XidObserver)."""
+        """Count one Xid (GpuObserver)."""
         self._counters[catalogue.XIDS.name].labels(kind).inc()
+
+    def gpu_test(self, outcome: str) -> None:
+        """Count one active test (GpuObserver)."""
+        self._counters[catalogue.GPU_TESTS.name].labels(outcome).inc()
 
     def window_met(self, key: EndpointKey, late_seconds: float) -> None:
         """Count a window whose endpoint was ready, 0 seconds late if in time (WindowObserver)."""

@@ -12,7 +12,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from agent.core.assignment import Assignment, EndpointWant
-from agent.core.inventory import GpuVerdict, ImageLevel, Inventory, ModelLevel
+from agent.core.inventory import GpuReport, GpuVerdict, ImageLevel, Inventory, ModelLevel
 from agent.core.names import READY, endpoint_label
 from agent.observe import catalogue
 from agent.observe.catalogue import Kind, Metric
@@ -107,11 +107,20 @@ def _node(inventory: Inventory) -> Iterable[GaugeMetricFamily]:
     yield _family(catalogue.MODELS, {(level.value,): models[level] for level in ModelLevel})
     yield _family(catalogue.GPU_VERDICT, {(v.value,): float(v is inventory.gpu.verdict) for v in GpuVerdict})
     yield _family(catalogue.GPUS, {(): inventory.gpu.count})
+    yield from _gpus(inventory.gpu)
     yield _family(catalogue.STORE_USED, {(): inventory.cache.used_bytes})
     yield _family(catalogue.STORE_FREE, {(): inventory.cache.free_bytes})
     yield _family(catalogue.STORE_CAPACITY, {(): inventory.cache.capacity_bytes})
     yield _family(catalogue.MEMORY_HELD, {(): inventory.memory.held_bytes})
     yield _family(catalogue.MEMORY_BUDGET, {(): inventory.memory.budget_bytes or 0})
+
+
+def _gpus(report: GpuReport) -> Iterable[GaugeMetricFamily]:
+    states: dict[tuple[str, ...], float] = {(str(g.index), g.verdict.value): 1.0 for g in report.gpus}
+    reasons: dict[tuple[str, ...], float] = {(str(g.index), r.code): 1.0 for g in report.gpus for r in g.reasons}
+    reasons |= {("node", reason.code): 1.0 for reason in report.reasons}
+    yield _family(catalogue.GPU_STATE, states)
+    yield _family(catalogue.GPU_REASON, reasons)
 
 
 def _family(metric: Metric, samples: Samples) -> Any:

@@ -102,8 +102,7 @@ def test_each_gpu_has_its_own_handle_uuid_and_bus_address(probe: Probe, control:
             "found": n.nvmlDeviceGetMinorNumber(n.nvmlDeviceGetHandleByUUID(uuids[2])),
             "pci": [n.nvmlDeviceGetPciInfo(h).busId for h in handles],
             "driver": n.nvmlSystemGetDriverVersion(),
-            "memory": n.nvmlDeviceGetMemoryInfo(gpu).total,
-            "memory_v2": n.nvmlDeviceGetMemoryInfo(gpu, version=n.nvmlMemory_v2).reserved,
+            "memory": n.nvmlDeviceGetMemoryInfo(gpu, version=n.nvmlMemory_v2).reserved,
             "beyond": code(n.nvmlDeviceGetHandleByIndex, 3),
         })
     """)
@@ -112,8 +111,7 @@ def test_each_gpu_has_its_own_handle_uuid_and_bus_address(probe: Probe, control:
         "found": 2,
         "pci": ["00000000:10:00.0", "00000000:11:00.0", "00000000:12:00.0"],
         "driver": "580.95.05",
-        "memory": 80 << 30,
-        "memory_v2": 512 << 20,
+        "memory": 512 << 20,
         "beyond": 2,
     }
 
@@ -130,16 +128,16 @@ def test_fake_pci_bus_shows_the_same_addresses_bound_to_nvidia(tmp_path: Path) -
 def test_recovery_action_is_none_until_set_and_other_fields_are_not_supported(
     probe: Probe, control: nvml.Control
 ) -> None:
-    control.field(0, 5, 12)
+    control.field(0, 7, 12)
     child = probe("""
-        def fields(): return [(v.nvmlReturn, v.value.ullVal) for v in n.nvmlDeviceGetFieldValues(gpu, [230, 94, 5])]
+        def fields(): return [(v.nvmlReturn, v.value.ullVal) for v in n.nvmlDeviceGetFieldValues(gpu, [230, 99, 7])]
         say(fields())
         input()
         say(fields())
     """)
     assert heard(child) == [[0, 0], [3, 0], [0, 12]]
     control.recovery(0, 2)
-    control.field(0, 5, 0, ret=999)
+    control.field(0, 7, 0, ret=999)
     tell(child)
     assert heard(child) == [[0, 2], [3, 0], [999, 0]]
 
@@ -148,7 +146,7 @@ def test_remapped_rows_and_ecc_errors_are_those_written(probe: Probe, control: n
     control.remap(0, unc=3, pending=1)
     control.ecc(0, volatile=7, aggregate=9)
     child = probe("""
-        ecc = [n.nvmlDeviceGetTotalEccErrors(gpu, 1, counter) for counter in (0, 1)]
+        ecc = [v.value.ullVal for v in n.nvmlDeviceGetFieldValues(gpu, [4, 6])]
         say([n.nvmlDeviceGetRemappedRows(gpu), ecc])
     """)
     assert answer(child) == [[0, 3, 1, 0], [7, 9]]

@@ -11,7 +11,7 @@ from agent.cli import COMMANDS
 from agent.config import FIRST_SETTINGS, SETTINGS
 from agent.core import names
 from agent.demand.annotations import KEYS
-from tools.tables import metrics_table, settings_table, with_tables
+from tools.tables import GPU, metrics_table, pages, reasons_table, settings_table, with_tables
 
 ROOT = Path(__file__).resolve().parents[2]
 README, REFERENCE = ROOT / "README.md", ROOT / "docs" / "reference.md"
@@ -95,6 +95,16 @@ def test_the_tables_are_as_the_catalogues_say(page: Path) -> None:
     assert settings_table(first=first) in text
     assert metrics_table(first=first) in text
     assert with_tables(text, first=first) == text, "run python -m tools.tables"
+
+
+def test_the_table_of_gpu_reasons_is_the_catalogue_s() -> None:
+    assert reasons_table() in GPU.read_text()
+    assert pages()[GPU] == GPU.read_text(), "run python -m tools.tables"
+
+
+@pytest.mark.parametrize("page", [README, GPU], ids=lambda p: p.name)
+def test_what_no_hardware_has_seen_is_said(page: Path) -> None:
+    assert "not yet run on hardware" in page.read_text().lower()
 
 
 def test_every_first_setting_exists() -> None:

@@ -1,4 +1,4 @@
-"""A `libnvidia-ml.so.1` without a GPU: built from C, loaded by unmodified pynvml, driven by a control file.
+"""A `libnvidia-ml.so.1` and a `libcuda.so.1` without a GPU: built from C, loaded as the real ones are, driven by a control file.
 
 A process under test gets `LD_LIBRARY_PATH=<dir of build()>` and `PREWARM_NVML_STUB=<path of Control>`. Inside a
 container mount the control file's *directory*: the file is replaced by rename.
@@ -11,24 +11,27 @@ import subprocess
 import time
 from pathlib import Path
 
-SOURCE = Path(__file__).parent / "nvml_stub.c"
-LIBRARY = "libnvidia-ml.so.1"
+HERE = Path(__file__).parent
+LIBRARY, CUDA = "libnvidia-ml.so.1", "libcuda.so.1"
+SOURCES = {LIBRARY: HERE / "nvml_stub.c", CUDA: HERE / "cuda_stub.c"}
 FIRST_BUS = 0x10  # as in nvml_stub.c
 XID_CRITICAL_ERROR = 0x8
 RECOVERY_ACTION = 230
 
 
 def build(directory: Path) -> Path:
-    """Compiles the stub into `directory` unless it is newer than its source; returns the library's path."""
-    library = directory / LIBRARY
-    if library.exists() and library.stat().st_mtime > SOURCE.stat().st_mtime:
-        return library
+    """Compiles both stubs into `directory` unless they are newer than their sources; returns the path of NVML's."""
     directory.mkdir(parents=True, exist_ok=True)
-    fresh = directory / f"{LIBRARY}.{os.getpid()}"
-    flags = ["-std=gnu11", "-O1", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", f"-Wl,-soname,{LIBRARY}"]
-    subprocess.run(["gcc", *flags, "-o", str(fresh), str(SOURCE)], check=True)
-    fresh.replace(library)
-    return library
+    for name, source in SOURCES.items():
+        library = directory / name
+        newest = max(path.stat().st_mtime for path in (source, HERE / "control.h"))
+        if library.exists() and library.stat().st_mtime > newest:
+            continue
+        fresh = directory / f"{name}.{os.getpid()}"
+        flags = ["-std=gnu11", "-O3", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", f"-Wl,-soname,{name}"]
+        subprocess.run(["gcc", *flags, "-o", str(fresh), str(source)], check=True)
+        fresh.replace(library)
+    return directory / LIBRARY
 
 
 class Control:
@@ -68,6 +71,12 @@ class Control:
         """Every call that addresses the GPU returns GPU_IS_LOST."""
         self._put(("lost", gpu), f"lost gpu={gpu}")
 
+    def answer(self, function: str, *numbers: int, gpu: int | None = None) -> None:
+        """The numbers that `function` gives, in the order of its out-parameters; none: those of a healthy GPU again."""
+        where = "" if gpu is None else f" gpu={gpu}"
+        line = f"value fn={function} is={','.join(map(str, numbers))}{where}" if numbers else ""
+        self._put(("value", function, gpu), line)
+
     def field(self, gpu: int, field: int, value: int, *, ret: int = 0) -> None:
         """One value of nvmlDeviceGetFieldValues, with its own nvmlReturn."""
         self._put(("field", gpu, field), f"field id={field} value={value} ret={ret} gpu={gpu}")
@@ -78,11 +87,34 @@ class Control:
 
     def remap(self, gpu: int, *, cor: int = 0, unc: int = 0, pending: int = 0, failure: int = 0) -> None:
         """Remapped rows."""
-        self._put(("remap", gpu), f"remap cor={cor} unc={unc} pending={pending} failure={failure} gpu={gpu}")
+        self.answer("nvmlDeviceGetRemappedRows", cor, unc, pending, failure, gpu=gpu)
 
     def ecc(self, gpu: int, *, volatile: int = 0, aggregate: int = 0) -> None:
         """Uncorrected ECC errors."""
-        self._put(("ecc", gpu), f"ecc volatile={volatile} aggregate={aggregate} gpu={gpu}")
+        self.field(gpu, 4, volatile)
+        self.field(gpu, 6, aggregate)
+
+    def product(self, name: str) -> None:
+        """The product's name."""
+        self._put(("product",), f"product name={name.replace(' ', '_')}")
+
+    def links(self, count: int, *, down: int = 0, gpu: int | None = None) -> None:
+        """How many NVLinks a GPU has, and which of them are inactive (bits)."""
+        where = "" if gpu is None else f" gpu={gpu}"
+        self._put(("links", gpu), f"links n={count} down={down}{where}")
+
+    def processes(self, gpu: int, count: int) -> None:
+        """How many compute processes use the GPU."""
+        self._put(("processes", gpu), f"processes n={count} gpu={gpu}")
+
+    def fabric_version(self, version: int) -> None:
+        """The newest structure of nvmlDeviceGetGpuFabricInfoV that the driver knows."""
+        self._put(("fabric",), f"fabric version={version}")
+
+    def cuda(self, **settings: object) -> None:
+        """What the active test meets: `wrong=` memory, product or copy; `free=` bytes; `slow=` milliseconds a copy."""
+        words = " ".join(f"{key}={value}" for key, value in settings.items())
+        self._put(("cuda",), f"cuda {words}" if words else "")
 
     def event_types(self, gpu: int, mask: int) -> None:
         """What nvmlDeviceGetSupportedEventTypes offers."""
@@ -113,13 +145,15 @@ class Control:
         fresh.replace(self.path)
 
 
-def fake_pci(directory: Path, gpus: int) -> Path:
+def fake_pci(directory: Path, gpus: int, *, driver: str = "580.95.05") -> Path:
     """Lays out `gpus` NVIDIA GPUs bound to the driver `nvidia` as sysfs does; returns the `devices` directory.
 
-    The addresses are those of the stub's GPUs. Called again with another number it adds or removes devices.
+    The addresses are those of the stub's GPUs. Called again with another number it adds or removes devices. `driver` is the
+    version of the kernel's module.
     """
-    driver = directory / "drivers" / "nvidia"
-    driver.mkdir(parents=True, exist_ok=True)
+    module = directory / "drivers" / "nvidia" / "module"
+    module.mkdir(parents=True, exist_ok=True)
+    (module / "version").write_text(f"{driver}\n")
     devices = directory / "devices"
     devices.mkdir(exist_ok=True)
     for old in devices.iterdir():
@@ -132,5 +166,5 @@ def fake_pci(directory: Path, gpus: int) -> Path:
         (device / "vendor").write_text("0x10de\n")
         (device / "device").write_text("0x2330\n")
         (device / "class").write_text("0x030200\n")
-        (device / "driver").symlink_to(driver.resolve())
+        (device / "driver").symlink_to(module.parent.resolve())
     return devices

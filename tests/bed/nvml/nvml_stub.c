@@ -1,127 +1,65 @@
-/* libnvidia-ml.so.1 without a GPU: answers unmodified pynvml from a control file that is read again on every call.
- *
- * PREWARM_NVML_STUB names the file; without one the driver is "not loaded". Written by Control in __init__.py, one
- * directive a line, the first match wins, gpu=N narrows it to one GPU:
+/* libnvidia-ml.so.1 without a GPU: answers unmodified pynvml from the control file (control.h), as a healthy H100 where it
+ * says nothing. Without a file the driver is "not loaded". Written by Control in __init__.py. Beside the directives of
+ * control.h:
  *
  *   gpus n=8                              how many there are
+ *   value fn=<C symbol> is=1,2,3 [gpu=N]  the numbers a function gives
  *   driver name=580.95.05                 nvmlSystemGetDriverVersion
- *   call fn=<C symbol> err=15 [gpu=N]     that function returns the code
- *   call fn=<C symbol> hang=1 [gpu=N]     it does not return until the line goes
- *   call fn=<C symbol> crash=1 [gpu=N]    it aborts the process
- *   lost gpu=N                            every call that addresses the GPU returns GPU_IS_LOST
- *   field id=230 value=2 ret=0 [gpu=N]    one value of nvmlDeviceGetFieldValues
- *   remap cor=0 unc=0 pending=1 failure=0 [gpu=N]
- *   ecc volatile=0 aggregate=0 [gpu=N]    uncorrected errors
+ *   product name=<words with _> [gpu=N]   nvmlDeviceGetName
+ *   field id=230 value=2 ret=0 [gpu=N]    one value of nvmlDeviceGetFieldValues, of every link
+ *   links n=18 down=0x3 [gpu=N]           how many NVLinks there are, and which are inactive (bits)
+ *   processes n=2 [gpu=N]                 compute processes
+ *   fabric version=2                      the newest version of nvmlGpuFabricInfoV_t that this driver knows
  *   types mask=0xb008 [gpu=N]             nvmlDeviceGetSupportedEventTypes
  *   event seq=7 gpu=N type=8 data=79      delivered once to each event set that registered GPU N before it was written
- *
- * Only symbols that every glibc since 2.17 has, so that the library also loads in containers of another base.
  */
-#include <errno.h>
-#include <fcntl.h>
 #include <libgen.h>
 #include <poll.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/inotify.h>
-#include <time.h>
-#include <unistd.h>
 
-enum { SUCCESS = 0, INVALID_ARGUMENT = 2, NOT_SUPPORTED = 3, NOT_FOUND = 6, INSUFFICIENT_SIZE = 7,
-       DRIVER_NOT_LOADED = 9, TIMEOUT = 10, GPU_IS_LOST = 15, VERSION_MISMATCH = 25 };
-enum { MAX_GPUS = 64, NO_GPU = -1 };
+#include "control.h"
 
-typedef unsigned int u32;
-typedef unsigned long long u64;
+enum { INVALID_ARGUMENT = 2, NOT_SUPPORTED = 3, NOT_FOUND = 6, INSUFFICIENT_SIZE = 7, TIMEOUT = 10, VERSION_MISMATCH = 25 };
+enum { UNSIGNED_INT = 1, UNSIGNED_LONG_LONG = 3, SIGNED_INT = 5 };
+
 typedef struct { int index; } *device;
 typedef struct { char legacy[16]; u32 domain, bus, device, device_id, subsystem_id; char id[32]; } pci_info;
 typedef struct { u32 id, scope; long long timestamp, latency; int type, ret; u64 value; } field_value;
 typedef struct { u32 version; u64 total, reserved, free, used; } memory_v2;
+typedef struct { u32 pid; u64 used; u32 gpu_instance, compute_instance; } process_info;
+typedef struct { u32 version; unsigned char cluster[16]; int status; u32 clique, state, mask; unsigned char summary; } fabric_info;
+typedef struct { u32 version; u64 counts[11]; u32 exceeded; } sram_status;
 typedef struct { device gpu; u64 type, data; u32 gpu_instance, compute_instance; } event_data;
 typedef struct { u64 mask[MAX_GPUS], seen[MAX_GPUS]; } event_set;
 
 static struct { int index; } gpus[MAX_GPUS];
-
-/* -- the control file ------------------------------------------------------------------------------------------- */
-
-typedef struct { char text[65536]; } control;
-
-static int load(control *c) {
-    const char *path = getenv("PREWARM_NVML_STUB");
-    int fd = path ? open(path, O_RDONLY | O_CLOEXEC) : -1;
-    if (fd < 0) return 0;
-    ssize_t got, size = 0;
-    while ((got = read(fd, c->text + size, sizeof c->text - 1 - size)) > 0) size += got;
-    c->text[size] = 0;
-    close(fd);
-    return 1;
-}
-
-/* The text after `key=` on this line, or NULL. */
-static const char *value_of(const char *line, const char *key) {
-    size_t length = strlen(key);
-    for (const char *at = strchr(line, ' '); at; at = strpbrk(at + 1, " \n")) {
-        if (*at == '\n') return NULL;
-        if (!strncmp(at + 1, key, length) && at[1 + length] == '=') return at + length + 2;
-    }
-    return NULL;
-}
-
-static u64 number(const char *line, const char *key, u64 otherwise) {
-    const char *text = line ? value_of(line, key) : NULL;
-    return text ? strtoull(text, NULL, 0) : otherwise;
-}
-
-static int is_word(const char *text, const char *word) {
-    size_t length = strlen(word);
-    return text && !strncmp(text, word, length) && strchr(" \n", text[length]);
-}
-
-static const char *next_line(const char *line) {
-    const char *end = strchr(line, '\n');
-    return end && end[1] ? end + 1 : NULL;
-}
-
-/* First line that starts with `word` and does not name another GPU. */
-static const char *directive(const char *line, const char *word, int gpu) {
-    for (; line; line = next_line(line))
-        if (is_word(line, word) && (!value_of(line, "gpu") || (int)number(line, "gpu", 0) == gpu)) return line;
-    return NULL;
-}
-
-static const char *after(const char *line, const char *word, int gpu) {
-    return next_line(line) ? directive(next_line(line), word, gpu) : NULL;
-}
 
 static int count(const control *c) {
     u64 n = number(directive(c->text, "gpus", NO_GPU), "n", 0);
     return n < MAX_GPUS ? (int)n : MAX_GPUS;
 }
 
-static void nap(void) { nanosleep(&(struct timespec){.tv_nsec = 20000000}, NULL); }
-
-/* What every entry point does first: reads the file, then fails, hangs or crashes as it says. */
-static int enter(control *c, const char *fn, int gpu) {
-again:
-    if (!load(c)) return DRIVER_NOT_LOADED;
-    for (const char *line = directive(c->text, "call", gpu); line; line = after(line, "call", gpu)) {
+/* The n-th number that a `value` line gives this function, or what it says without one. */
+static u64 given(const control *c, const char *fn, int gpu, int n, u64 otherwise) {
+    for (const char *line = directive(c->text, "value", gpu); line; line = after(line, "value", gpu)) {
         if (!is_word(value_of(line, "fn"), fn)) continue;
-        if (number(line, "crash", 0)) abort();
-        if (number(line, "hang", 0)) { nap(); goto again; }
-        return (int)number(line, "err", SUCCESS);
+        const char *text = value_of(line, "is");
+        for (; n; n--) text += strcspn(text, ", \n") + 1;
+        return strtoull(text, NULL, 0);
     }
-    return gpu != NO_GPU && directive(c->text, "lost", gpu) ? GPU_IS_LOST : SUCCESS;
+    return otherwise;
 }
-
-#define ENTER(gpu) \
-    control c; \
-    int failed = enter(&c, __func__, gpu); \
-    if (failed) return failed
 
 static int put(char *to, u32 size, const char *text) {
     return (u32)snprintf(to, size, "%s", text) < size ? SUCCESS : INSUFFICIENT_SIZE;
+}
+
+static int put_name(char *to, u32 size, const char *line, const char *otherwise) {
+    const char *name = line ? value_of(line, "name") : NULL;
+    char text[96];
+    snprintf(text, sizeof text, "%.*s", name ? (int)strcspn(name, " \n") : (int)sizeof text, name ? name : otherwise);
+    for (char *at = text; *at; at++) if (*at == '_') *at = ' ';
+    return put(to, size, text);
 }
 
 static void uuid_of(int gpu, char *to, u32 size) { snprintf(to, size, "GPU-00000000-0000-4000-8000-%012x", gpu); }
@@ -141,10 +79,7 @@ const char *nvmlErrorString(int code) { return code ? "stubbed error" : "success
 
 int nvmlSystemGetDriverVersion(char *to, u32 size) {
     ENTER(NO_GPU);
-    const char *line = directive(c.text, "driver", NO_GPU), *name = line ? value_of(line, "name") : NULL;
-    char version[80] = "580.95.05";
-    if (name) snprintf(version, sizeof version, "%.*s", (int)strcspn(name, " \n"), name);
-    return put(to, size, version);
+    return put_name(to, size, directive(c.text, "driver", NO_GPU), "580.95.05");
 }
 
 int nvmlSystemGetNVMLVersion(char *to, u32 size) { ENTER(NO_GPU); return put(to, size, "13.580.95.05"); }
@@ -174,7 +109,11 @@ int nvmlDeviceGetHandleByUUID(const char *uuid, device *to) {
 
 int nvmlDeviceGetIndex(device gpu, u32 *index) { ENTER(gpu->index); *index = gpu->index; return SUCCESS; }
 int nvmlDeviceGetMinorNumber(device gpu, u32 *minor) { ENTER(gpu->index); *minor = gpu->index; return SUCCESS; }
-int nvmlDeviceGetName(device gpu, char *to, u32 size) { ENTER(gpu->index); return put(to, size, "NVIDIA Stub 80GB"); }
+
+int nvmlDeviceGetName(device gpu, char *to, u32 size) {
+    ENTER(gpu->index);
+    return put_name(to, size, directive(c.text, "product", gpu->index), "NVIDIA Stub 80GB");
+}
 
 int nvmlDeviceGetUUID(device gpu, char *to, u32 size) {
     ENTER(gpu->index);
@@ -194,53 +133,147 @@ int nvmlDeviceGetPciInfo_v3(device gpu, pci_info *to) {
     return SUCCESS;
 }
 
-int nvmlDeviceGetMemoryInfo(device gpu, u64 *total_free_used) {
+/* -- numbers: a function each, its values by `value` lines, else those of a healthy GPU ---------------------------- */
+
+#define NUMBER(fn, type, healthy) \
+    int fn(device gpu, type *to) { ENTER(gpu->index); *to = (type)given(&c, #fn, gpu->index, 0, healthy); return SUCCESS; }
+
+#define NUMBER_OF(fn, type, healthy) \
+    int fn(device gpu, int what, type *to) { \
+        (void)what; ENTER(gpu->index); *to = (type)given(&c, #fn, gpu->index, 0, healthy); return SUCCESS; }
+
+/* A structure of a version and N numbers. */
+#define VERSIONED(fn, n) \
+    int fn(device gpu, u32 *to) { \
+        ENTER(gpu->index); \
+        if (*to != (sizeof(u32) * (1 + (n)) | 1u << 24)) return VERSION_MISMATCH; \
+        for (int i = 0; i < (n); i++) to[1 + i] = (u32)given(&c, #fn, gpu->index, i, 0); \
+        return SUCCESS; }
+
+/* A single lane of the first generation, so that the active test on a busy machine copies fast enough. */
+NUMBER(nvmlDeviceGetCurrPcieLinkWidth, u32, 1)
+NUMBER(nvmlDeviceGetMaxPcieLinkWidth, u32, 1)
+NUMBER(nvmlDeviceGetCurrPcieLinkGeneration, u32, 1)
+NUMBER(nvmlDeviceGetMaxPcieLinkGeneration, u32, 1)
+NUMBER(nvmlDeviceGetComputeMode, u32, 0)
+NUMBER(nvmlDeviceGetPersistenceMode, u32, 1)
+NUMBER(nvmlDeviceGetPerformanceState, u32, 8)
+NUMBER(nvmlDeviceGetCurrentClocksEventReasons, u64, 1)
+NUMBER_OF(nvmlDeviceGetTemperature, u32, 40)
+NUMBER_OF(nvmlDeviceGetTemperatureThreshold, u32, 90)
+VERSIONED(nvmlDeviceGetUnrepairableMemoryFlag_v1, 1)
+VERSIONED(nvmlDeviceGetRepairStatus, 2)
+
+int nvmlDeviceGetMarginTemperature(device gpu, u32 *to) {
     ENTER(gpu->index);
-    total_free_used[0] = total_free_used[1] = 80ull << 30;
-    total_free_used[2] = 0;
+    if (to[0] != 0x1000008) return VERSION_MISMATCH;
+    to[1] = (u32)given(&c, __func__, gpu->index, 0, 45);
     return SUCCESS;
 }
 
+int nvmlDeviceGetMigMode(device gpu, u32 *current, u32 *pending) {
+    ENTER(gpu->index);
+    *current = (u32)given(&c, __func__, gpu->index, 0, 0);
+    *pending = (u32)given(&c, __func__, gpu->index, 1, 0);
+    return SUCCESS;
+}
+
+int nvmlDeviceGetUtilizationRates(device gpu, u32 *gpu_and_memory) {
+    ENTER(gpu->index);
+    for (int i = 0; i < 2; i++) gpu_and_memory[i] = (u32)given(&c, __func__, gpu->index, i, 0);
+    return SUCCESS;
+}
+
+/* corrected, uncorrected, pending, failure */
+int nvmlDeviceGetRemappedRows(device gpu, u32 *cor, u32 *unc, u32 *pending, u32 *failure) {
+    ENTER(gpu->index);
+    u32 *to[] = {cor, unc, pending, failure};
+    for (int i = 0; i < 4; i++) *to[i] = (u32)given(&c, __func__, gpu->index, i, 0);
+    return SUCCESS;
+}
+
+/* max, high, partial, low, none */
+int nvmlDeviceGetRowRemapperHistogram(device gpu, u32 *to) {
+    ENTER(gpu->index);
+    for (int i = 0; i < 5; i++) to[i] = (u32)given(&c, __func__, gpu->index, i, i ? 0 : 640);
+    return SUCCESS;
+}
+
+int nvmlDeviceGetSramEccErrorStatus(device gpu, sram_status *to) {
+    ENTER(gpu->index);
+    if (to->version != (sizeof *to | 1u << 24)) return VERSION_MISMATCH;
+    to->exceeded = (u32)given(&c, __func__, gpu->index, 0, 0);
+    return SUCCESS;
+}
+
+/* state, status, mask, summary; the default is a node without a fabric */
+int nvmlDeviceGetGpuFabricInfoV(device gpu, fabric_info *to) {
+    ENTER(gpu->index);
+    u32 known = (u32)number(directive(c.text, "fabric", gpu->index), "version", 3), asked = to->version >> 24;
+    if (asked > known) return VERSION_MISMATCH;
+    to->state = (u32)given(&c, __func__, gpu->index, 0, 0);
+    to->status = (int)given(&c, __func__, gpu->index, 1, 0);
+    to->mask = (u32)given(&c, __func__, gpu->index, 2, 0);
+    if (asked >= 3) to->summary = (unsigned char)given(&c, __func__, gpu->index, 3, 0);
+    return SUCCESS;
+}
+
+int nvmlDeviceGetNvLinkState(device gpu, u32 link, u32 *active) {
+    ENTER(gpu->index);
+    const char *line = directive(c.text, "links", gpu->index);
+    if (link >= number(line, "n", 18)) return NOT_SUPPORTED;
+    *active = !(number(line, "down", 0) >> link & 1);
+    return SUCCESS;
+}
+
+/* used bytes */
 int nvmlDeviceGetMemoryInfo_v2(device gpu, memory_v2 *to) {
     ENTER(gpu->index);
     if (to->version != (sizeof *to | 2u << 24)) return VERSION_MISMATCH;
     to->total = 80ull << 30;
     to->reserved = 512ull << 20;
-    to->free = to->total - to->reserved;
-    to->used = 0;
+    to->used = given(&c, __func__, gpu->index, 0, 0);
+    to->free = to->total - to->reserved - to->used;
     return SUCCESS;
 }
 
-/* -- health ----------------------------------------------------------------------------------------------------- */
+static int processes(const char *line, u32 *n, process_info *to) {
+    u32 there = (u32)number(line, "n", 0), room = *n;
+    *n = there;
+    if (there > room || (there && !to)) return INSUFFICIENT_SIZE;
+    for (u32 i = 0; i < there; i++) to[i] = (process_info){1000 + i, 1ull << 30, ~0u, ~0u};
+    return SUCCESS;
+}
 
-int nvmlDeviceGetRemappedRows(device gpu, u32 *cor, u32 *unc, u32 *pending, u32 *failure) {
+int nvmlDeviceGetComputeRunningProcesses_v3(device gpu, u32 *n, process_info *to) {
     ENTER(gpu->index);
-    const char *line = directive(c.text, "remap", gpu->index);
-    *cor = (u32)number(line, "cor", 0);
-    *unc = (u32)number(line, "unc", 0);
-    *pending = (u32)number(line, "pending", 0);
-    *failure = (u32)number(line, "failure", 0);
-    return SUCCESS;
+    return processes(directive(c.text, "processes", gpu->index), n, to);
 }
 
-/* error type 0 corrected, 1 uncorrected; counter 0 volatile, 1 aggregate */
-int nvmlDeviceGetTotalEccErrors(device gpu, int type, int counter, u64 *errors) {
+int nvmlDeviceGetGraphicsRunningProcesses_v3(device gpu, u32 *n, process_info *to) {
     ENTER(gpu->index);
-    const char *line = directive(c.text, "ecc", gpu->index);
-    *errors = type == 1 ? number(line, counter ? "aggregate" : "volatile", 0) : 0;
-    return SUCCESS;
+    return processes(NULL, n, to);
 }
 
-/* Without a line of its own field 230 (recovery action) says "none"; any other field is not supported. */
+/* Fields of a healthy GPU; any other is not supported without a line of its own. */
+static const struct { u32 id; int type; u64 value; } FIELDS[] = {
+    {3, UNSIGNED_LONG_LONG, 0}, {4, UNSIGNED_LONG_LONG, 0}, {5, UNSIGNED_LONG_LONG, 0}, {6, UNSIGNED_LONG_LONG, 0},
+    {94, UNSIGNED_INT, 0}, {161, UNSIGNED_LONG_LONG, 0}, {162, UNSIGNED_LONG_LONG, 0}, {180, UNSIGNED_LONG_LONG, 0},
+    {193, SIGNED_INT, (u64)-5}, {194, SIGNED_INT, (u64)-2}, {213, UNSIGNED_LONG_LONG, 0}, {214, UNSIGNED_LONG_LONG, 0},
+    {230, UNSIGNED_INT, 0}, {270, UNSIGNED_LONG_LONG, 0}, {271, UNSIGNED_LONG_LONG, 0},
+};
+
 int nvmlDeviceGetFieldValues(device gpu, int n, field_value *values) {
     ENTER(gpu->index);
     for (int i = 0; i < n; i++) {
         const char *line = directive(c.text, "field", gpu->index);
         while (line && number(line, "id", 0) != values[i].id) line = after(line, "field", gpu->index);
-        values[i].ret = (int)number(line, "ret", line || values[i].id == 230 ? SUCCESS : NOT_SUPPORTED);
-        values[i].value = number(line, "value", 0);
-        values[i].type = values[i].id == 230 ? 1 : 3; /* unsigned int : unsigned long long */
-        values[i].timestamp = values[i].latency = 0;
+        values[i] = (field_value){values[i].id, values[i].scope, 0, 0, UNSIGNED_LONG_LONG, line ? SUCCESS : NOT_SUPPORTED, 0};
+        for (u32 f = 0; f < sizeof FIELDS / sizeof *FIELDS; f++)
+            if (FIELDS[f].id == values[i].id)
+                values[i].type = FIELDS[f].type, values[i].value = FIELDS[f].value, values[i].ret = SUCCESS;
+        values[i].value = number(line, "value", values[i].value);
+        values[i].ret = (int)number(line, "ret", values[i].ret);
     }
     return SUCCESS;
 }

@@ -19,7 +19,9 @@ from agent.core.assignment import Assignment, EndpointWant, ModelWant
 from agent.core.errors import Permanent, Transient
 from agent.core.inventory import (
     CacheUse,
+    GpuReason,
     GpuReport,
+    GpuState,
     GpuVerdict,
     ImageLevel,
     ImageState,
@@ -49,6 +51,8 @@ def test_names_end_in_a_unit_or_total_and_have_our_prefix() -> None:
         "prewarm_models",
         "prewarm_gpus",
         "prewarm_gpu_verdict",
+        "prewarm_gpu_state",
+        "prewarm_gpu_reason",
         "prewarm_planner_leading",
         "prewarm_planner_stale_nodes",
         "prewarm_planner_braked_nodes",
@@ -170,7 +174,16 @@ def test_gauges_are_read_from_the_cells() -> None:
         inventory=lambda: Inventory(
             images={ref: ImageState(ref=ref, level=ImageLevel.UNPACKED)},
             models={DIGEST: ModelState(digest=DIGEST, level=ModelLevel.COMMITTED)},
-            gpu=GpuReport(verdict=GpuVerdict.DEGRADED, count=8),
+            gpu=GpuReport(
+                verdict=GpuVerdict.DEGRADED,
+                count=8,
+                gpus=(
+                    GpuState(
+                        index=3, verdict=GpuVerdict.DEGRADED, reasons=(GpuReason(code="hot", verdict=None, text=""),)
+                    ),
+                ),
+                reasons=(GpuReason(code="gpus-more-than-set", verdict=None, text=""),),
+            ),
             cache=CacheUse(used_bytes=1, free_bytes=2, capacity_bytes=3),
         ),
         labels=lambda: {"endpoint.prewarm.dev/shop.chat": "ready"},
@@ -183,6 +196,9 @@ def test_gauges_are_read_from_the_cells() -> None:
     assert (read("prewarm_endpoint_model_bytes", at), read("prewarm_endpoint_committed_bytes", at)) == (14, 14)
     verdicts = {v.value: read("prewarm_gpu_verdict", {"verdict": v.value}) for v in GpuVerdict}
     assert verdicts == {"healthy": 0, "degraded": 1, "unhealthy": 0, "unknown": 0, "none": 0}
+    assert read("prewarm_gpu_state", {"gpu": "3", "verdict": "degraded"}) == 1
+    assert read("prewarm_gpu_reason", {"gpu": "3", "reason": "hot"}) == 1
+    assert read("prewarm_gpu_reason", {"gpu": "node", "reason": "gpus-more-than-set"}) == 1
     assert (read("prewarm_gpus"), read("prewarm_store_free_bytes")) == (8, 2)
     assert (read("prewarm_images", {"level": "unpacked"}), read("prewarm_images", {"level": "absent"})) == (1, 0)
     assert read("prewarm_models", {"level": "committed"}) == 1

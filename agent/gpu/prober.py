@@ -1,9 +1,9 @@
 """The NVML prober: a process of its own, which may hang or die without harming the agent.
 
-Run by path in isolated mode, `python -I -S child.py DIRECTORY-OF-PYNVML PARENT-PID`, with the standard library and pynvml
-only (the rest of prewarm would cost memory in every node). It speaks JSON lines: on stdout one `started` after
-initialisation, then a `sample` for each line read from stdin, and in between an `event` the moment NVML tells of one.
-It dies with its parent: by the kernel's parent-death signal, or at the end of stdin.
+Started by `agent.gpu.children` in isolated mode, with the standard library and pynvml only (the rest of prewarm would cost
+memory in every node). It speaks JSON lines: on stdout one `started` after initialisation, then a `sample` for each line read
+from stdin, which is the depth of `agent.gpu.questions` wanted, and in between an `event` the moment NVML tells of one. It dies
+with its parent: by the kernel's parent-death signal, or at the end of stdin.
 """
 
 from __future__ import annotations
@@ -19,9 +19,11 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
+from agent.gpu import libraries
+from agent.gpu.questions import SLOW, Questions
+
 PR_SET_PDEATHSIG = 1
-RECOVERY_ACTION = 230  # field id; driver R565 and newer
-UNSIGNED_LONG_LONG = (2, 3)  # value types (unsigned long, unsigned long long) that are 64 bits wide
+LIBRARY = "libnvidia-ml.so.1"
 TIMEOUT = 10  # the normal end of an event wait
 WAIT_MILLISECONDS = 60_000
 AFTER_FAILED_WAIT_SECONDS = 5.0
@@ -30,20 +32,22 @@ AFTER_FAILED_WAIT_SECONDS = 5.0
 WANTED_EVENTS = 0x8 | 0x200 | 0x400 | 0x800 | 0x1000 | 0x2000 | 0x4000 | 0x8000
 
 
-def main(directory: str, parent: int) -> None:
-    """Serve samples until stdin ends."""
-    die_with(parent)
+def main(parent: str, extra: str) -> None:
+    """Serve samples until stdin ends; `extra` are further directories of the library, `:` between them."""
+    die_with(int(parent))
+    libraries.adopt_devices()
+    directory = libraries.load(LIBRARY, extra)
     # pynvml imports find_library from here and never calls it: 27 modules and 1.5 MB less (measured)
     sys.modules.setdefault("ctypes.util", _Unused("ctypes.util"))
-    sys.path.append(directory)
-    import pynvml  # not before the path is known
+    import pynvml
 
     prober = Prober(pynvml)
     init, _ = prober.attempt(pynvml.nvmlInit)
     watching = not init and prober.watch()
-    prober.say({"kind": "started", "init": init, "watching": watching})
-    for _ in sys.stdin.buffer:
-        prober.say(prober.sample())
+    prober.say({"kind": "started", "init": init, "watching": watching, "library": directory})
+    for line in sys.stdin.buffer:
+        prober.say(prober.sample(min(int(line), SLOW)))
+    os._exit(0)  # the event thread may sit in the driver
 
 
 def die_with(parent: int) -> None:
@@ -63,6 +67,10 @@ class Prober:
     def __init__(self, nvml: Any) -> None:
         self._nvml = nvml
         self._lock = threading.Lock()
+        self._questions = Questions(nvml, self.attempt)
+        self._known: dict[
+            int, tuple[Any, dict[str, Any]]
+        ] = {}  # by index: what no GPU changes while a driver is loaded
 
     def say(self, message: dict[str, Any]) -> None:
         """Write one JSON line, whole even when two threads speak."""
@@ -77,41 +85,46 @@ class Prober:
         except self._nvml.NVMLError as error:
             return int(error.value), None
 
-    def sample(self) -> dict[str, Any]:
-        """Ask everything once."""
+    def sample(self, depth: int) -> dict[str, Any]:
+        """Ask every GPU once."""
         driver_code, driver = self.attempt(self._nvml.nvmlSystemGetDriverVersion)
         count_code, count = self.attempt(self._nvml.nvmlDeviceGetCount)
         return {
             "kind": "sample",
+            "depth": depth,
             "driver_code": driver_code,
             "driver": driver or "",
             "count_code": count_code,
             "count": count or 0,
-            "gpus": [self._gpu(index) for index in range(count or 0)],
+            "gpus": [self._gpu(index, depth) for index in range(count or 0)],
         }
 
-    def _gpu(self, index: int) -> dict[str, Any]:
+    def _gpu(self, index: int, depth: int) -> dict[str, Any]:
+        found = self._known.get(index) or self._identify(index)
+        if isinstance(found, dict):
+            return found
+        self._known[index] = found
+        handle, seen = found
+        return seen | {"answers": self._questions.ask(handle, depth)}
+
+    def _identify(self, index: int) -> tuple[Any, dict[str, Any]] | dict[str, Any]:
+        """Return the GPU's handle and who it is, or, if a call failed, only that."""
         nvml = self._nvml
-        seen = {"index": index, "uuid": "", "pci": "", "call": "", "code": 0, "recovery": None, "recovery_code": 0}
+        seen = {"index": index, "uuid": "", "pci": "", "name": "", "call": "", "code": 0, "answers": {}}
         code, handle = self.attempt(nvml.nvmlDeviceGetHandleByIndex, index)
         if code:
             return seen | {"call": "nvmlDeviceGetHandleByIndex", "code": code}
-        for key, call in (("uuid", nvml.nvmlDeviceGetUUID), ("pci", lambda gpu: nvml.nvmlDeviceGetPciInfo(gpu).busId)):
+        asked = {
+            "uuid": ("nvmlDeviceGetUUID", nvml.nvmlDeviceGetUUID),
+            "pci": ("nvmlDeviceGetPciInfo", lambda gpu: nvml.nvmlDeviceGetPciInfo(gpu).busId),
+            "name": ("nvmlDeviceGetName", nvml.nvmlDeviceGetName),
+        }
+        for key, (name, call) in asked.items():
             code, value = self.attempt(call, handle)
             if code:
-                return seen | {"call": "nvmlDeviceGet" + {"uuid": "UUID", "pci": "PciInfo"}[key], "code": code}
+                return seen | {"call": name, "code": code}
             seen[key] = value
-        return seen | self._recovery(handle)
-
-    def _recovery(self, handle: Any) -> dict[str, Any]:
-        code, values = self.attempt(self._nvml.nvmlDeviceGetFieldValues, handle, [RECOVERY_ACTION])
-        if code:
-            return {"recovery_code": code}
-        value = values[0]
-        if value.nvmlReturn:  # the field's own code: the number beside it means nothing then
-            return {"recovery_code": value.nvmlReturn}
-        wide = value.valueType in UNSIGNED_LONG_LONG
-        return {"recovery": value.value.ullVal if wide else value.value.uiVal}
+        return handle, seen
 
     def watch(self) -> bool:
         """Register every event each GPU offers and tell of them from a thread; False if there is nothing to watch."""
@@ -149,8 +162,3 @@ class Prober:
 def address(handle: Any) -> int | None:
     """Return the address behind an NVML handle, which is what makes two of them equal."""
     return ctypes.cast(handle, ctypes.c_void_p).value
-
-
-if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]))
-    os._exit(0)  # the event thread may sit in the driver
