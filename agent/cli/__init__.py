@@ -21,6 +21,7 @@ COMMANDS = {
     "models": "list, verify, remove or pin the model versions on this machine",
     "hydrate": "download a model from S3, every byte checked",
     "doctor": "show what in this cluster keeps prewarm from its work, and how to mend it",
+    "gpu": "check the GPUs of this machine, or show what its agent says of them",
     "affinity": "print the affinity that steers pods to warm nodes",
 }
 

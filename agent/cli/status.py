@@ -38,7 +38,7 @@ def add_parser(subparsers: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print the status; 0 also if nothing is warm, 1 if nobody could be asked."""
-    socket = options.socket or (None if options.fleet or options.node else _found_socket())
+    socket = options.socket or (None if options.fleet or options.node else found_socket())
     if socket:
         if not socket.exists():
             raise PrewarmError(
@@ -58,7 +58,7 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _found_socket() -> Path | None:
+def found_socket() -> Path | None:
     """Return the first socket this user may write to: admin.sock is root's."""
     return next((s for s in _SOCKETS if os.access(s, os.W_OK, effective_ids=True)), None)
 

@@ -5,6 +5,7 @@ Which GPU may be tested at all (under the start-up taint, or to recover) is deci
 
 from __future__ import annotations
 
+import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Protocol
 
@@ -16,7 +17,7 @@ from agent.core.latest import Signal
 from agent.gpu.children import ChildProcess, Gone, NoAnswer
 from agent.gpu.observation import Gpu, Outcome, TestResult
 
-DEADLINE_SECONDS = 10.0  # a test takes 3 s; more than this is a hang
+DEADLINE_SECONDS = 20.0  # a test takes 3 s, a first context without persistence mode some more; beyond this it hangs
 RETRY_SECONDS, MOST_RETRY_SECONDS = 60.0, 3600.0
 BUSY_BYTES = 500 << 20  # in use by somebody, whoever it is
 MEGABYTES, SIZE = 256, 1024
@@ -148,12 +149,12 @@ class CudaTest:
         return answer
 
     async def _start(self, gpu: Gpu) -> ChildProcess:
-        libraries = self._libraries()
+        libraries, given = self._libraries(), {**os.environ, **self._environment}
         environment = {
             "CUDA_VISIBLE_DEVICES": gpu.uuid,
             "CUDA_CACHE_DISABLE": "1",  # the driver would write compiled kernels into somebody's home
             # the driver finds its PTX compiler by name only
-            "LD_LIBRARY_PATH": ":".join(p for p in (self._environment.get("LD_LIBRARY_PATH", ""), libraries) if p),
+            "LD_LIBRARY_PATH": ":".join(p for p in (given.get("LD_LIBRARY_PATH", ""), libraries) if p),
         }
         arguments = (f"{link_rate(gpu):g}", str(self._megabytes), str(self._size), libraries)
         return await ChildProcess().start("cuda_test", *arguments, environment={**self._environment, **environment})

@@ -5,12 +5,12 @@ What pods get of the status (`whole=False`) names no model, image or reason: tho
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
 
 from agent.core.assignment import Assignment
-from agent.core.inventory import Inventory
+from agent.core.inventory import GpuReason, GpuReport, Inventory
 from agent.core.names import READY, endpoint_label
 from agent.node.readiness import Readiness
 from agent.node.status import eta_of
@@ -37,7 +37,7 @@ def status_message(
         proved=inventory.proved,
         generation=assignment.generation if assignment else 0,
         endpoints=[_endpoint(e, readiness, whole=whole) for e in plan.endpoints],
-        gpu=local_pb2.Gpu(verdict=str(gpu.verdict), reason=gpu.reason if whole else "", count=gpu.count),
+        gpu=_gpu(gpu) if whole else local_pb2.Gpu(verdict=str(gpu.verdict), count=gpu.count),
         cache=local_pb2.Cache(
             used_bytes=cache.used_bytes, free_bytes=cache.free_bytes, capacity_bytes=cache.capacity_bytes
         ),
@@ -62,6 +62,23 @@ def progress_message(now: Outlook, paths: Mapping[str, Path], *, ready: bool) ->
             for m in now.models
         ],
     )
+
+
+def _gpu(report: GpuReport) -> local_pb2.Gpu:
+    return local_pb2.Gpu(
+        verdict=str(report.verdict),
+        reason=report.reason,
+        count=report.count,
+        gpus=[
+            local_pb2.GpuDevice(index=g.index, uuid=g.uuid, verdict=str(g.verdict), reasons=_gpu_reasons(g.reasons))
+            for g in report.gpus
+        ],
+        reasons=_gpu_reasons(report.reasons),
+    )
+
+
+def _gpu_reasons(reasons: Iterable[GpuReason]) -> list[local_pb2.GpuReason]:
+    return [local_pb2.GpuReason(code=r.code, verdict=str(r.verdict or ""), text=r.text) for r in reasons]
 
 
 def _endpoint(told: EndpointPlan, readiness: Readiness, *, whole: bool) -> local_pb2.EndpointStatus:

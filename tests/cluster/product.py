@@ -25,6 +25,7 @@ from tests.bed.registry import Registry
 
 NAMESPACE = "prewarm"
 NVML_DIRECTORY = "/etc/containerd/nvml"  # a directory that each node of the bed has to itself
+KERNEL_LOG = "kmsg"
 SERVER = "registry.bed/llm-server:1"
 
 
@@ -93,6 +94,12 @@ class Product:
             directory = self.bed.disk(node) / NVML_DIRECTORY.lstrip("/")
             nvml.build(directory)
             self.gpus[node] = nvml.Control(directory / "control", gpus=self._gpu_count)
+            (directory / KERNEL_LOG).touch()
+
+    def kernel_says(self, node: str, text: str) -> None:
+        """Append a line to the kernel log of a node."""
+        with (self.bed.disk(node) / NVML_DIRECTORY.lstrip("/") / KERNEL_LOG).open("a") as log:
+            log.write(f"{text}\n")
 
     def _write_overlay(self, tag: str) -> None:
         self.overlay.mkdir(exist_ok=True)
@@ -144,7 +151,12 @@ def config_map(name: str, data: Mapping[str, str]) -> Object:
 
 def gpu_patch(gpus: int) -> Object:
     """Mounts the NVML stub into the agent and says how many GPUs a node must have."""
-    environment = {"LD_LIBRARY_PATH": "/nvml", "PREWARM_NVML_STUB": "/nvml/control", "PREWARM_GPUS": str(gpus)}
+    environment = {
+        "LD_LIBRARY_PATH": "/nvml",
+        "PREWARM_NVML_STUB": "/nvml/control",
+        "PREWARM_GPUS": str(gpus),
+        "PREWARM_KERNEL_LOG": f"/nvml/{KERNEL_LOG}",  # all nodes of the bed have this machine's
+    }
     container = {
         "name": "agent",
         "env": [{"name": k, "value": v} for k, v in environment.items()],

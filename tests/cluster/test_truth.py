@@ -92,6 +92,14 @@ def test_an_xid_takes_the_label_within_two_seconds(warm: Warm) -> None:
     assert node_labels(warm.bed, warm.node)["prewarm.dev/gpu"] == "unhealthy"
 
 
+def test_an_xid_in_the_kernel_log_takes_the_label_within_two_seconds(warm: Warm) -> None:
+    since = time.monotonic()
+    warm.product.kernel_says(warm.node, "NVRM: Xid (PCI:0000:11:00): 119, pid=1, name=python, Timeout waiting for RPC")
+
+    assert warm.seconds_until_gone(since, 2) <= 2
+    warm.wait_ready()  # once the active test has passed on the idle GPU
+
+
 def test_a_polled_gpu_fault_takes_the_label_within_twelve_seconds(warm: Warm) -> None:
     since = time.monotonic()
     warm.product.gpus[warm.node].recovery(1, 2)  # the driver asks for a reboot

@@ -114,14 +114,40 @@ class Memory(_message.Message):
     def __init__(self, held_bytes: _Optional[int] = ..., budget_bytes: _Optional[int] = ..., basis: _Optional[str] = ...) -> None: ...
 
 class Gpu(_message.Message):
-    __slots__ = ("verdict", "reason", "count")
+    __slots__ = ("verdict", "reason", "count", "gpus", "reasons")
     VERDICT_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     COUNT_FIELD_NUMBER: _ClassVar[int]
+    GPUS_FIELD_NUMBER: _ClassVar[int]
+    REASONS_FIELD_NUMBER: _ClassVar[int]
     verdict: str
     reason: str
     count: int
-    def __init__(self, verdict: _Optional[str] = ..., reason: _Optional[str] = ..., count: _Optional[int] = ...) -> None: ...
+    gpus: _containers.RepeatedCompositeFieldContainer[GpuDevice]
+    reasons: _containers.RepeatedCompositeFieldContainer[GpuReason]
+    def __init__(self, verdict: _Optional[str] = ..., reason: _Optional[str] = ..., count: _Optional[int] = ..., gpus: _Optional[_Iterable[_Union[GpuDevice, _Mapping]]] = ..., reasons: _Optional[_Iterable[_Union[GpuReason, _Mapping]]] = ...) -> None: ...
+
+class GpuDevice(_message.Message):
+    __slots__ = ("index", "uuid", "verdict", "reasons")
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    UUID_FIELD_NUMBER: _ClassVar[int]
+    VERDICT_FIELD_NUMBER: _ClassVar[int]
+    REASONS_FIELD_NUMBER: _ClassVar[int]
+    index: int
+    uuid: str
+    verdict: str
+    reasons: _containers.RepeatedCompositeFieldContainer[GpuReason]
+    def __init__(self, index: _Optional[int] = ..., uuid: _Optional[str] = ..., verdict: _Optional[str] = ..., reasons: _Optional[_Iterable[_Union[GpuReason, _Mapping]]] = ...) -> None: ...
+
+class GpuReason(_message.Message):
+    __slots__ = ("code", "verdict", "text")
+    CODE_FIELD_NUMBER: _ClassVar[int]
+    VERDICT_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    code: str
+    verdict: str
+    text: str
+    def __init__(self, code: _Optional[str] = ..., verdict: _Optional[str] = ..., text: _Optional[str] = ...) -> None: ...
 
 class Cache(_message.Message):
     __slots__ = ("used_bytes", "free_bytes", "capacity_bytes")
