@@ -60,6 +60,7 @@ class KernelLog:
         self._fd = -1
         self._rest = b""
         self._number = 0
+        self._regular = False
         self.readable = False
         self.seq = -1
 
@@ -74,7 +75,7 @@ class KernelLog:
             if self._fd < 0:
                 await asyncio.Event().wait()
             loop = asyncio.get_running_loop()
-            if stat.S_ISREG(os.fstat(self._fd).st_mode):
+            if self._regular:
                 while True:
                     await self._clock.sleep(LOOK_SECONDS)
                     self._take()
@@ -97,13 +98,15 @@ class KernelLog:
             self._fd = os.open(self._path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError:
             return []
-        self.readable = True
+        self.readable, self._regular = True, stat.S_ISREG(os.fstat(self._fd).st_mode)
         newest = {(event.pci, event.xid, event.nonfatal): event for event in self._events(MAX_RECORDS)}
         return sorted(newest.values(), key=lambda event: event.seq)
 
     def _take(self) -> None:
         for event in self._events(1000):  # the rest comes with the next call: no burst may hold up the loop
             self._on_event(event)
+        if not self.readable:  # a broken one would wake the loop for ever
+            asyncio.get_running_loop().remove_reader(self._fd)
 
     def _events(self, limit: int) -> Iterator[LogEvent]:
         for _ in range(limit):
@@ -124,10 +127,12 @@ class KernelLog:
     def _read(self) -> bytes:
         while True:
             try:
-                return os.read(self._fd, RECORD_BYTES)
+                block = os.read(self._fd, RECORD_BYTES)
             except BlockingIOError:
                 return b""
             except OSError as error:
-                if error.errno != errno.EPIPE:  # EPIPE: the ring has overtaken us; the next read is of what is left
-                    self.readable = False
-                    return b""
+                if error.errno == errno.EPIPE:  # the ring has overtaken us; the next read is of what is left
+                    continue
+                block = b""
+            self.readable = bool(block) or self._regular  # a device has no end
+            return block

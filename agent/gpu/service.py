@@ -35,7 +35,8 @@ from agent.gpu.tester import CudaTest, RunTest, Tester
 
 NAME = GPU
 NO_GPU_POLL_SECONDS = 20.0  # a node without GPUs looks at its bus this seldom, yet beats within the 30 s of /readyz
-LEAST_SPACING_SECONDS = 1.0  # events cannot make cycles faster than this; what is doubted is looked at again this soon
+LEAST_SPACING_SECONDS = 1.0  # events cannot make cycles faster than this
+DOUBT_SECONDS = 0.5  # what is doubted is looked at again this soon
 FULL_EVERY, SLOW_EVERY = 2, 12  # polls: 10 s and a minute
 TELL_AGAIN_SECONDS = 60.0
 TAINT_SECONDS = (
@@ -181,7 +182,7 @@ class GpuService:
         if isinstance(seen, Sample) and seen.depth >= SLOW:
             self._tester.offer(self._health.due(self._policy))
         poll = self._settings.gpu_poll_seconds
-        again = min(poll, LEAST_SPACING_SECONDS) if self._health.doubts or self._probe.stale else poll
+        again = min(poll, DOUBT_SECONDS) if self._health.doubts or self._probe.stale else poll
         wait = self._probe.retry_at - self._clock.monotonic()
         return min(again, wait) if wait > 0 else again
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -137,6 +138,27 @@ async def test_a_ring_that_runs_while_it_is_read_loses_no_event(tmp_path: Path) 
     log._take()
     assert ([e.xid for e in heard], log.seq) == ([31, 48], 9)
     log.close()
+
+
+async def test_a_device_that_tells_of_new_records_is_heard_and_one_that_ends_is_let_go(tmp_path: Path) -> None:
+    heard: list[LogEvent] = []
+    path = tmp_path / "kmsg"
+    os.mkfifo(path)
+    log = KernelLog(path, heard.append, clock=SystemClock())
+    await log.open()
+    following = asyncio.create_task(log.run())
+    with path.open("w") as device:
+        device.write("4,9,1,-;NVRM: Xid (PCI:0000:3b:00): 48, x\n")
+        device.flush()
+        async with asyncio.timeout(10):
+            while not heard:  # noqa: ASYNC110 (what is watched is outside this loop)
+                await asyncio.sleep(0.01)
+    async with asyncio.timeout(10):
+        while log.readable:  # noqa: ASYNC110 (the same)
+            await asyncio.sleep(0.01)
+    following.cancel()
+    await asyncio.gather(following, return_exceptions=True)
+    assert [e.xid for e in heard] == [48]
 
 
 async def test_a_log_that_is_not_there_is_told(tmp_path: Path) -> None:
