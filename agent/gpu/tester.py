@@ -17,7 +17,7 @@ from agent.core.latest import Signal
 from agent.gpu.children import ChildProcess, Gone, NoAnswer
 from agent.gpu.observation import Gpu, Outcome, TestResult
 
-DEADLINE_SECONDS = 20.0  # a test takes 3 s, a first context without persistence mode some more; beyond this it hangs
+DEADLINE_SECONDS = 30.0  # a test takes 3 s, a first context without persistence mode some more; beyond this it hangs
 RETRY_SECONDS, MOST_RETRY_SECONDS = 60.0, 3600.0
 BUSY_BYTES = 500 << 20  # in use by somebody, whoever it is
 MEGABYTES, SIZE = 256, 1024

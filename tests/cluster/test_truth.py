@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.core.names import ANNOTATION_BOOT_ID, READY, endpoint_label
+from agent.core.names import ANNOTATION_BOOT_ID, LABEL_GPU, READY, endpoint_label
 from tests.bed import Bed, BedError
 from tests.cluster import product as installed
 from tests.cluster.product import NAMESPACE, Product, deployment, node_labels, wait_label, wait_until
@@ -97,7 +97,7 @@ def test_an_xid_in_the_kernel_log_takes_the_label_within_two_seconds(warm: Warm)
     warm.product.kernel_says(warm.node, "NVRM: Xid (PCI:0000:11:00): 119, pid=1, name=python, Timeout waiting for RPC")
 
     assert warm.seconds_until_gone(since, 2) <= 2
-    warm.wait_ready()  # once the active test has passed on the idle GPU
+    wait_label(warm.bed, warm.node, LABEL_GPU, "healthy", 120)  # once the active test has passed on the idle GPU
 
 
 def test_a_polled_gpu_fault_takes_the_label_within_twelve_seconds(warm: Warm) -> None:
