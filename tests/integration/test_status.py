@@ -90,9 +90,9 @@ def test_who_may_not_ask_the_admin_socket_asks_the_other(monkeypatch: pytest.Mon
             path.touch()
             path.chmod(mode)
         monkeypatch.setattr(status, "_SOCKETS", (admin, agent))
-        assert status._found_socket() == admin
+        assert status.found_socket() == admin
         os.seteuid(65534)
         try:
-            assert status._found_socket() == agent
+            assert status.found_socket() == agent
         finally:
             os.seteuid(0)
