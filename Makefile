@@ -5,7 +5,7 @@ SHELL := /bin/bash
 PYTHON ?= python3
 RUN := .venv/bin/
 
-.PHONY: help setup lint format test test-cluster demo bench bench-coldstart bench-idle image proto clean
+.PHONY: help setup lint format test test-cluster demo bench bench-coldstart bench-hydrate bench-idle image proto clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -37,11 +37,16 @@ test-cluster: setup ## the tests on a real Kubernetes (root; builds it once)
 demo: setup ## the main job on this machine: no cluster, no root
 	@$(RUN)python -m bench.demo
 
-bench: bench-coldstart bench-idle ## every benchmark
+bench: bench-coldstart bench-hydrate bench-idle ## every benchmark
 
 bench-coldstart: setup ## cold against warm on the bed, five alternating rounds
 	@$(PYTHON) -m tests.bed.provision --cluster --s3 --gpu
 	$(RUN)python -m bench.coldstart
+
+bench-hydrate: setup ## downloads: prewarm, its peers and what the machine can do, side by side
+	@$(PYTHON) -m tests.bed.provision --bench
+	@PYTHON=$(PYTHON) bash tools/setup.sh --group bench
+	$(RUN)python -m bench.hydrate
 
 bench-idle: setup ## what the agent costs when nothing happens
 	@$(PYTHON) -m tests.bed.provision --cluster --s3 --gpu --images

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes .venv from uv.lock. Needs Python 3.11 or later; takes uv from PATH, else installs it into .cache/uv.
+# Makes .venv from uv.lock; further arguments go to `uv sync`. Needs Python 3.11 or later; takes uv from PATH, else installs it into .cache/uv.
 set -euo pipefail
 python=${PYTHON:-python3}
 
@@ -22,4 +22,4 @@ if [ -z "$uv" ]; then
     fi
 fi
 say "installing Python packages into .venv (uv.lock)"
-"$uv" sync --quiet --frozen --python "$("$python" -c 'import sys; print(sys.executable)')"
+"$uv" sync --quiet --frozen --python "$("$python" -c 'import sys; print(sys.executable)')" "$@"

@@ -58,6 +58,7 @@ PROGRAMS = {
         ),
         GoProgram(name="containerd-stargz-grpc"),
         GoProgram(name="versitygw", package="github.com/versity/versitygw/cmd/versitygw", note="some 4 minutes"),
+        GoProgram(name="s5cmd", package="github.com/peak/s5cmd/v2"),
     )
 }
 
@@ -92,6 +93,7 @@ NEEDS = {
         packages=("buildah", "ca-certificates", "containerd", "docker-registry", "mmdebstrap", "runc", "zstd")
     ),
     "s3": Need(programs=("versitygw",), root=False),
+    "bench": Need(packages=("awscli", "curl", "gcc", "libc6-dev"), programs=("s5cmd", "versitygw")),
     "gpu": Need(packages=("gcc", "libc6-dev")),
     "lazy": Need(
         packages=_CLUSTER.packages, programs=(*_CLUSTER.programs, "containerd-stargz-grpc"), newer=_CLUSTER.newer

@@ -4,6 +4,7 @@
     python3 -m tests.bed.provision --s3           versitygw only: no root needed
     python3 -m tests.bed.provision --images       containerd, a registry and buildah, for the tests of images without a cluster
     python3 -m tests.bed.provision --gpu          a C compiler, for the stub libnvidia-ml.so.1
+    python3 -m tests.bed.provision --bench        the peers of `make bench-hydrate`, and a C compiler
     python3 -m tests.bed.provision --lazy         --cluster, and the stargz snapshotter
     python3 -m tests.bed.provision --matrix       --cluster, and containerd 1.7 and 2.1 beside Debian 12's
 
