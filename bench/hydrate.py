@@ -49,6 +49,7 @@ def main() -> int:
     parser.add_argument(
         "--quick", action="store_true", help="a short look: 2 rounds, a quarter of the bytes; writes nothing"
     )
+    parser.add_argument("--scale", type=float, default=1.0, help="share of the bytes, stated in the tables")
     parser.add_argument("--lock", type=Path, help="hold this file's lock exclusively during each round")
     options = parser.parse_args()
     if options.quick:
