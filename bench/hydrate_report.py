@@ -25,6 +25,8 @@ client share the machine and its disk, so compare rows of one table, never of tw
 the rounds. `durable` counts until a `sync` after the command has ended. `to the limit` is this row's durable rate ÷ that of
 `both at once` in the same round; `prewarm is faster by` is prewarm's durable rate from the manifest ÷ this row's in the same
 round. CPU is that of all the client's processes, PSS their peak together.
+
+A load above the number of CPUs means that other work had a part of the machine: such a table decides nothing.
 """
 
 Runs = Sequence[Sample | None]
