@@ -16,14 +16,14 @@ from bench.measure import Sample
 
 FLOOR, OURS, OURS_BEGUN = "both at once", "prewarm", "prewarm, from the manifest"
 HEADER = (
-    "", "rounds", "GB/s", "GB/s durable", "to the limit", "prewarm is faster by", "CPU-s/GB", "PSS MiB",
+    "", "rounds", "GB/s", "GB/s durable", "to the limit", "lead over it", "CPU-s/GB", "PSS MiB",
 )  # fmt: skip
 HEAD = """# Benchmarks of downloads
 
 Written by `make bench-hydrate`; what each row is, and how it is measured, says `python -m bench.hydrate --help`. Server and
 client share the machine and its disk, so compare rows of one table, never of two. Each cell is the median (least-most) of
 the rounds. `durable` counts until a `sync` after the command has ended. `to the limit` is this row's durable rate ÷ that of
-`both at once` in the same round; `prewarm is faster by` is prewarm's durable rate from the manifest ÷ this row's in the same
+`both at once` (a bare C program, `bench/floor.c`) in the same round; `lead over it` is prewarm's durable rate from the manifest ÷ this row's in the same
 round. CPU is that of all the client's processes, PSS their peak together.
 
 A load above the number of CPUs means that other work had a part of the machine: such a table decides nothing.
