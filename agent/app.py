@@ -109,7 +109,7 @@ async def compose_agent(process: Process) -> None:
     tainted: Latest[bool | None] = Latest(False if settings.plan else None)
     room = GpuRoom(settings=settings, boot_id=boot_id, tainted=tainted, gpu=facts.gpu)
     gpu = GpuService(room, clock=clock, heartbeat=heartbeat, observer=metrics)
-    limits = Limits(warm_ahead=settings.warm_ahead, high_watermark=settings.high_watermark)
+    limits = Limits(warm_ahead=settings.warm_ahead)
     decide = DecideLoop(
         facts=facts,
         decisions=decided,

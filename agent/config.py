@@ -95,6 +95,10 @@ def _share(value: object) -> float:
     return share
 
 
+def _watermark(value: object) -> float | None:
+    return None if value == "auto" else _share(value)
+
+
 def _flag(value: object) -> bool:
     text = str(value).lower()
     if text not in ("true", "false", "on", "off", "1", "0"):
@@ -162,10 +166,15 @@ class Settings:
     max_pulls: int = setting(2, _whole, "image pulls at a time")
     connections: int = setting(8, _whole, "S3 connections of this node")
     bandwidth: int = setting("0", _size, "bytes per second for background downloads; 0: no cap")
-    high_watermark: float = setting("0.85", _share, "share of the store's file system that models may fill it to")
     memory_budget: int | None = setting(
         "auto", _budget, "most memory for weights of endpoints with memory: on; auto: what pods have not requested"
     )
+    high_watermark: float | None = setting(
+        "auto",
+        _watermark,
+        "share of the store's file system that models may fill it to; auto: 0.75 where kubelet or containerd share it, else 0.95",
+    )
+    scrub: int = setting("5MB", _size, "bytes per second at which committed models are read back and checked; 0: never")
     warm_ahead: timedelta = setting("30m", _duration, "start this long before the latest safe start of a window")
     proof_interval_seconds: float = setting(
         "15s", _seconds, "how often everything claimed is proved again; at most 25s"

@@ -63,7 +63,11 @@ class ImageState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelState:
-    """One model version on this node, keyed by its manifest digest."""
+    """One model version on this node, keyed by its manifest digest.
+
+    `own_bytes` is what removing it frees (it may share files with others; None: not known); `kept` why it may not be removed
+    (a pod uses it, it is pinned); `short_bytes` the room that was lacking when it was last tried.
+    """
 
     digest: Digest
     level: ModelLevel = ModelLevel.ABSENT
@@ -76,6 +80,9 @@ class ModelState:
     reason: str = ""
     error: str = ""
     retry_at: datetime | None = None
+    own_bytes: int | None = None
+    kept: str = ""
+    short_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,6 +15,8 @@ import grpc.aio
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import Message
 
+from agent.core.names import LABEL_ENDPOINT_NAME
+from agent.core.refs import EndpointKey
 from agent.core.sandbox import Sandbox
 from agent.images.faults import Fault, PermanentFault, failure
 from agent.images.runtime import Change, ImageEvent
@@ -197,10 +199,12 @@ def _event(envelope: types_pb2.Envelope) -> ImageEvent:
 
 
 def _sandbox(item: runtime_pb2.PodSandbox) -> Sandbox:
+    endpoint = item.labels.get(LABEL_ENDPOINT_NAME, "")
     return Sandbox(
         namespace=item.metadata.namespace,
         name=item.metadata.name,
         uid=item.metadata.uid,
         created=datetime.fromtimestamp(item.created_at / 1e9, UTC),
         ready=item.state == runtime_pb2.SANDBOX_READY,
+        endpoint=EndpointKey(namespace=item.metadata.namespace, name=endpoint) if endpoint else None,
     )

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 from agent.core.inventory import CacheUse, ModelLevel, ModelState, ModelsView
 from agent.core.latest import Latest
 from agent.core.refs import Digest, ModelUri
-from agent.models.journal import Journaled
+from agent.models.store import Partial
 from agent.models.version import Version
 
 _GRAIN_BYTES = 64 << 20  # free space is told in steps of this, rounded down, so that other writers wake nobody
@@ -47,16 +48,17 @@ class Board:
                 "reason": reason,
                 "error": "",
                 "retry_at": None,
+                "short_bytes": 0,
             }
             | changes,
         )
 
-    def partial(self, journaled: Journaled) -> None:
+    def partial(self, found: Partial) -> None:
         """Say that a part of a version is here, from an earlier run."""
         self.update(
-            journaled.digest,
+            found.digest,
             level=ModelLevel.PARTIAL,
-            done_bytes=journaled.done_bytes,
+            done_bytes=found.done_bytes,
             reason="a download that was interrupted can be resumed",
         )
 
@@ -80,6 +82,12 @@ class Board:
             self._resolved[text] = digest
         elif error:
             self._unresolved[text] = error
+        self._publish()
+
+    def facts(self, own_bytes: Mapping[Digest, int], kept: Mapping[Digest, str]) -> None:
+        """Say of every version what its removal frees, and why it may not be removed."""
+        for digest, state in self._states.items():
+            self._states[digest] = replace(state, own_bytes=own_bytes.get(digest), kept=kept.get(digest, ""))
         self._publish()
 
     def use(self, cache: CacheUse) -> None:

@@ -69,6 +69,7 @@ class Hydration:
                     self._board.resolve(uri, None)
                 raise
             except BaseException:
+                self._shelf.store.release(digest)
                 level = self._board.state(digest).level
                 reason = "a download that was interrupted can be resumed" if level is ModelLevel.PARTIAL else ""
                 self._board.update(digest, busy=False, rate_bytes_per_second=0.0, reason=reason)
@@ -82,6 +83,8 @@ class Hydration:
 
     async def _resolve(self, step: HydrateStep, source: S3Source) -> Manifest:
         want = step.want
+        if want.digest is not None and (former := await self._shelf.former(want.digest)):
+            return former
         try:
             async with asyncio.timeout(RESOLVE_SECONDS):
                 manifest = await resolve(want.uri, source)
@@ -96,11 +99,12 @@ class Hydration:
     async def _bring(self, manifest: Manifest, source: S3Source, step: HydrateStep) -> None:
         digest, total = manifest.digest, manifest.size_bytes
         self._board.update(digest, total_bytes=total, busy=True, error="", retry_at=None, reason=step.reason)
-        staging = await self._shelf.admit(manifest, self._high_watermark)
+        staged = await self._shelf.admit(manifest, self._high_watermark)
         started = self._clock.monotonic()
         telling = asyncio.create_task(self._tell(digest), name="hydration progress")
         try:
-            proofs = await self._engine.download(manifest, source, staging)
+            have = [record.proved for record in staged.have]
+            proofs = await self._engine.download(manifest, source, staged.directory, have)
         finally:
             telling.cancel()
             await asyncio.wait({telling})
@@ -108,7 +112,6 @@ class Hydration:
         version = await self._shelf.commit(manifest, proofs, self._clock.now())
         rate = fetched / seconds if fetched >= _MEASURED_BYTES and seconds > 0 else 0.0
         self._board.committed(version, "every byte checked", rate_bytes_per_second=rate)
-        self._board.use(await self._shelf.use())
         log.info("committed", uri=str(manifest.uri), digest=digest, bytes=total, seconds=round(seconds, 1))
 
     async def _tell(self, digest: Digest) -> None:

@@ -5,17 +5,15 @@ from __future__ import annotations
 import contextlib
 import mmap
 import struct
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from agent.models.checksum import RangeSums, whole_crc64
-from agent.models.disk import RangeFiles
 from agent.models.journal import read_journal
 from agent.models.manifest import Manifest
-
-BUFFER_BYTES = 1 << 20  # what is read back at a time: a multiple of every block size
+from agent.models.ranges import padded
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,9 +65,9 @@ def _covers(sums: Iterable[RangeSums], size: int, part_bytes: int) -> bool:
 
 
 @contextmanager
-def read_buffer() -> Iterator[memoryview]:
-    """Lend a page-aligned buffer of BUFFER_BYTES."""
-    pages = mmap.mmap(-1, BUFFER_BYTES)
+def aligned(size_bytes: int) -> Iterator[memoryview]:
+    """Lend a page-aligned buffer, with room for the padding of a direct write."""
+    pages = mmap.mmap(-1, padded(size_bytes))
     view = memoryview(pages)
     try:
         yield view
@@ -77,22 +75,3 @@ def read_buffer() -> Iterator[memoryview]:
         view.release()
         with contextlib.suppress(BufferError):  # the traceback of an error still holds a slice
             pages.close()
-
-
-def part_is_good(
-    files: RangeFiles, path: str, part: RangeSums, buffer: memoryview, before_slice: Callable[[int], None]
-) -> bool:
-    """Read one part back, a buffer at a time, and compare; False also where the disk will not give it.
-
-    `before_slice` hears how many bytes come next; it may wait, or raise to end the reading.
-    """
-    from awscrt import checksums
-
-    crc = 0
-    for offset in range(part.offset, part.offset + part.length, len(buffer)):
-        length = min(len(buffer), part.offset + part.length - offset)
-        before_slice(length)
-        if not files.read(path, buffer, offset, length):
-            return False
-        crc = checksums.crc64nvme(buffer[:length], crc)
-    return crc == part.crc64

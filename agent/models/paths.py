@@ -43,23 +43,38 @@ class Tree:
         """Make the directories above `path`."""
         os.close(self._parent(path.split("/")[:-1], make=True))
 
+    def unlink(self, path: str) -> None:
+        """Remove the file at `path`."""
+        *above, name = path.split("/")
+        parent = self._parent(above)
+        try:
+            os.unlink(name, dir_fd=parent)
+        finally:
+            os.close(parent)
+
     def rename_into(self, path: str, other: Tree) -> None:
-        """Move the file at `path` to the same path below `other`, replacing a file there; its directory is fsynced."""
+        """As `move_into`; its new directory is fsynced."""
+        self.move_into(path, other, durably=True)
+
+    def move_into(self, path: str, other: Tree, *, durably: bool = False) -> None:
+        """Move the file at `path` to the same path below `other`, replacing a file there."""
         *above, name = path.split("/")
         source, target = self._parent(above), other._parent(above, make=True)
         try:
             os.rename(name, name, src_dir_fd=source, dst_dir_fd=target)
-            os.fsync(target)
+            if durably:
+                os.fsync(target)
         finally:
             os.close(source)
             os.close(target)
 
-    def link_into(self, path: str, other: Tree) -> None:
-        """Make a hard link to the file at `path` at the same path below `other`."""
+    def link_into(self, path: str, other: Tree, to: str = "") -> None:
+        """Make a hard link to the file at `path` at `to` (default: the same path) below `other`."""
         *above, name = path.split("/")
-        source, target = self._parent(above), other._parent(above, make=True)
+        *above_to, name_to = (to or path).split("/")
+        source, target = self._parent(above), other._parent(above_to, make=True)
         try:
-            os.link(name, name, src_dir_fd=source, dst_dir_fd=target, follow_symlinks=False)
+            os.link(name, name_to, src_dir_fd=source, dst_dir_fd=target, follow_symlinks=False)
         finally:
             os.close(source)
             os.close(target)

@@ -7,27 +7,29 @@ Versions come in one after the other, in the plan's order; one that a pod waits 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from datetime import datetime, timedelta
 from pathlib import Path
 
 import structlog
 
 from agent.config import Settings, SourceRule, source_allowed
+from agent.core.assignment import ModelWant
 from agent.core.clock import Clock
-from agent.core.errors import PrewarmError, Transient
+from agent.core.errors import Permanent, PrewarmError, Transient
 from agent.core.heartbeat import Heartbeat
 from agent.core.inventory import ModelLevel, ModelsView
 from agent.core.latest import Latest, Signal
 from agent.core.refs import Digest, EndpointKey
-from agent.core.retry import Backoff
 from agent.models.board import Board
+from agent.models.capacity import NoRoom, watermark_of
 from agent.models.engine import Engine
 from agent.models.eviction import Eviction, Sandboxes
+from agent.models.failures import Failures
 from agent.models.hydration import Hydration, OpenSource
 from agent.models.memory import give_back
+from agent.models.scrub import Scrub
 from agent.models.shelf import Shelf
 from agent.models.source import open_source
 from agent.models.store import Store
@@ -38,16 +40,8 @@ from agent.plan.decision import HydrateStep, NodePlan
 LOCK_SECONDS = 0.5  # how often a root held by another agent is tried again: a rolling update waits here
 TRICKLE_BYTES_PER_SECOND = 2 << 20  # of a download that can wait, while a pod waits: connections stay alive
 _DISK_SECONDS = 5.0  # how often a root that cannot be opened is tried again
-_SOON = Backoff(base_seconds=1, cap_seconds=60, floor_seconds=0.5)  # S3 or the disk was away
-_LATER = Backoff(base_seconds=30, cap_seconds=600, floor_seconds=15)  # a person has to change something
 
 log = structlog.get_logger(__name__)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Failure:
-    backoff: Backoff
-    retry_at: datetime
 
 
 class ModelService:
@@ -75,18 +69,19 @@ class ModelService:
         `rules` None allows every source (a plan file); `sandboxes` None means that no container runtime is here.
         """
         self._plan, self._clock, self._heartbeat, self._rules = plan, clock, heartbeat, rules
-        self._interval_seconds = settings.proof_interval_seconds
-        self._rng = rng or random.Random()  # noqa: S311 (spreads retries)
+        self._interval_seconds, self._scrub_rate = settings.proof_interval_seconds, settings.scrub
+        rng = rng or random.Random()  # noqa: S311 (spreads retries)
         self._store = store or Store(settings.root)
         self._shelf = Shelf(self._store)
         self._board = Board(models)
         self._engine = engine or Engine(connections=settings.connections, bandwidth=settings.bandwidth)
+        self._watermark = watermark_of(settings.high_watermark, settings.root)
         self._hydration = Hydration(
             shelf=self._shelf,
             board=self._board,
             engine=self._engine,
             clock=clock,
-            high_watermark=settings.high_watermark,
+            high_watermark=self._watermark,
             rules=rules,
             open_source=source,
         )
@@ -96,8 +91,14 @@ class ModelService:
             clock=clock,
             sandboxes=sandboxes,
             steps=lambda: self._plan.get().evictions,
+            removed=self._look_for_room,
         )
-        self._failures: dict[str, _Failure] = {}
+        self._scrub = Scrub(
+            shelf=self._shelf, clock=clock, rate=settings.scrub, busy=self._is_busy, condemn=self._condemn, rng=rng
+        )
+        self._failures = Failures(clock, rng)
+        self._mending: set[Digest] = set()
+        self._running: HydrateStep | None = None
         self._hydrate, self._tidy = Signal(), Signal()
         heartbeat.expect(self.name)
 
@@ -120,6 +121,34 @@ class ModelService:
             Transient: one of them is not committed (any more), or the disk failed.
         """
         await self._shelf.refer(pod_uid, digests)
+        await self._tell_use()
+
+    async def pin(self, digest: Digest) -> None:
+        """Keep a version, whatever comes, until it is unpinned.
+
+        Raises:
+            Permanent: it is not committed here.
+        """
+        await self._shelf.pin(digest, self._clock.now())
+        await self._tell_use()
+
+    async def unpin(self, digest: Digest) -> bool:
+        """Lift a pin; False if there was none."""
+        lifted = await self._shelf.unpin(digest)
+        await self._tell_use()
+        return lifted
+
+    async def remove(self, digest: Digest) -> None:
+        """Remove a version as an eviction does: claim first, then a look at who uses it. Returns when it is gone.
+
+        Raises:
+            Permanent: it is needed now, pinned or in use, or is not here.
+        """
+        if why := self._plan.get().needed.get(digest):
+            raise Permanent(f"version {digest[:19]} is needed now: {why}")
+        asked = self._eviction.ask(digest)
+        self._tidy.fire()
+        await asked
 
     async def run(self) -> None:
         """Run until cancelled; a running download is left resumable."""
@@ -132,6 +161,8 @@ class ModelService:
                 tasks.create_task(self._keep_proving(), name="models prove")
                 tasks.create_task(self._keep_hydrating(tasks), name="models hydrate")
                 tasks.create_task(self._keep_tidy(), name="models tidy")
+                if self._scrub_rate:
+                    tasks.create_task(self._scrub.run(), name="models scrub")
         finally:
             self._store.unlock()
 
@@ -157,7 +188,7 @@ class ModelService:
         while True:
             try:
                 found = await self._shelf.open()
-                self._board.use(await self._shelf.use())
+                await self._tell_use()
                 break
             except Transient as error:
                 log.warning("cannot read the store", root=str(self._store.root), error=str(error))
@@ -167,8 +198,8 @@ class ModelService:
             self._board.committed(version, "found in the store and proved again")
         for digest, why in found.broken:
             self._withdraw(digest, why)
-        for journaled in found.partial:
-            self._board.partial(journaled)
+        for partial in found.partial:
+            self._board.partial(partial)
         self._heartbeat.beat(self.name, self._clock.monotonic())
 
     async def _keep_proving(self) -> None:
@@ -179,7 +210,8 @@ class ModelService:
             try:
                 await self._shelf.prove(self._withdraw)
                 self._heartbeat.beat(self.name, self._clock.monotonic())
-                self._board.use(await self._shelf.use())
+                await self._tell_use()
+                await self._look_for_room()
                 cycles += 1
                 if cycles % 4 == 0:
                     await self._forget_pods()
@@ -188,14 +220,45 @@ class ModelService:
                 log.warning("the store could not be proved", error=str(error))
                 self._heartbeat.miss(self.name, f"the store could not be proved: {error}")
 
-    def _withdraw(self, digest: Digest, why: str) -> None:
+    def _withdraw(self, digest: Digest, why: str) -> bool:
+        """Withdraw the claim to a broken version; says whether to mend it: whether anybody here wants it."""
         log.warning("a committed version is broken", digest=digest, reason=why)
         self._board.gone(digest, f"broken: {why}")
+        wanted = self._want_of(digest) is not None
+        if wanted:
+            self._mending.add(digest)
         self._hydrate.fire()
+        return wanted
+
+    async def _condemn(self, inode: int, why: str) -> None:
+        await self._shelf.condemn(inode, why, self._withdraw)
+
+    def _is_busy(self) -> bool:
+        """Say whether a download, or a pod that waits, needs the disk more than the scrub does."""
+        plan = self._plan.get()
+        waited_for = any(h.urgent for h in plan.hydrations) or any(p.urgent for p in plan.pulls)
+        return self._running is not None or waited_for
+
+    async def _tell_use(self) -> None:
+        use, own, kept = await self._shelf.facts()
+        self._board.use(use)
+        self._board.facts(own, kept | self._eviction.held())
+
+    async def _look_for_room(self) -> None:
+        """Let what only lacked room be tried again once there is enough, and say how much is lacking still."""
+        for key, digest, needed in self._failures.lacking_room():
+            short = await self._shelf.short_bytes(needed, self._watermark)
+            if short:
+                self._board.update(digest, short_bytes=short)
+                continue
+            self._failures.forget(key)
+            self._board.update(digest, short_bytes=0, error="", retry_at=None)
+            self._hydrate.fire()
 
     async def _forget_pods(self) -> None:
         if await self._shelf.any_pods():
             await self._eviction.look()
+            await self._tell_use()
         if self._plan.get().endpoints:  # before the first plan nothing is known to be unwanted
             await self._shelf.sweep_views({(endpoint, digest) for endpoint, _, digest in self._wanted_views()})
 
@@ -236,6 +299,7 @@ class ModelService:
             if step is None:
                 await self._hydrate.wait(self._until_retry())
                 continue
+            self._running = step
             running = tasks.create_task(self._attempt(step), name=f"hydrate {step.want.name}")
             running.add_done_callback(lambda _: self._hydrate.fire())
             while not running.done():
@@ -244,6 +308,7 @@ class ModelService:
                 if not running.done() and self._must_yield(step):
                     running.cancel()
                     await asyncio.wait({running})
+            self._running = None
             give_back()
 
     def _makes_way(self, running: HydrateStep) -> bool:
@@ -254,19 +319,38 @@ class ModelService:
 
     def _next(self) -> HydrateStep | None:
         """Return the step to run now: the first that a pod waits for, else the first, of those not backed off."""
-        now = self._clock.now()
-        steps = sorted(self._plan.get().hydrations, key=lambda s: not s.urgent)
-        for step in steps:
-            failure = self._failures.get(self._key(step))
+        for step in sorted(self._steps(), key=lambda s: not s.urgent):
             digest = step.want.digest or self._board.resolved(step.want.uri)
-            if not (failure and failure.retry_at > now) and digest not in self._shelf.versions:
+            if not self._failures.waits(self._key(step)) and digest not in self._shelf.versions:
                 return step
         return None
 
+    def _steps(self) -> list[HydrateStep]:
+        """Return the plan's steps, then what is to be mended: it was ready, so it is not left to the next window."""
+        steps = list(self._plan.get().hydrations)
+        planned = {s.want.digest or self._board.resolved(s.want.uri) for s in steps}
+        self._mending = {d for d in self._mending if d not in self._shelf.versions and self._want_of(d) is not None}
+        for digest in sorted(self._mending - planned):
+            want = self._want_of(digest)
+            if want is not None:
+                reason = "a part of it went bad on disk and is fetched again"
+                steps.append(
+                    HydrateStep(want=want, endpoints=self._users(digest), due=None, urgent=False, reason=reason)
+                )
+        return steps
+
+    def _want_of(self, digest: Digest) -> ModelWant | None:
+        return next((m for m in self._plan.get().models if self._means(m, digest)), None)
+
+    def _users(self, digest: Digest) -> tuple[EndpointKey, ...]:
+        plans = self._plan.get().endpoints
+        return tuple(e.want.key for e in plans if any(self._means(m, digest) for m in e.want.models))
+
+    def _means(self, want: ModelWant, digest: Digest) -> bool:
+        return (want.digest or self._board.resolved(want.uri)) == digest
+
     def _until_retry(self) -> float | None:
-        keys = {self._key(s) for s in self._plan.get().hydrations}
-        times = [f.retry_at for k, f in self._failures.items() if k in keys]
-        return max(0.05, (min(times) - self._clock.now()).total_seconds()) if times else None
+        return self._failures.seconds_left({self._key(s) for s in self._steps()})
 
     def _must_yield(self, running: HydrateStep) -> bool:
         plan = self._plan.get()
@@ -289,29 +373,21 @@ class ModelService:
         except OSError as error:
             self._failed(step, Transient(f"the store's disk failed: {error.strerror}"))
         else:
-            self._failures.pop(key, None)
+            self._failures.forget(key)
+        with contextlib.suppress(PrewarmError):  # the next proof tells it
+            await self._tell_use()
 
     def _failed(self, step: HydrateStep, error: PrewarmError) -> None:
-        key, want, now = self._key(step), step.want, self._clock.now()
-        before = self._failures.get(key)
-        first = _SOON if isinstance(error, Transient) else _LATER
-        failures = before.backoff.failures if before else 0
-        backoff = Backoff(
-            base_seconds=first.base_seconds,
-            cap_seconds=first.cap_seconds,
-            floor_seconds=first.floor_seconds,
-            failures=failures,
-        ).failed()
-        retry_at = now + timedelta(seconds=backoff.delay_seconds(self._rng))
-        known = {m.digest or str(m.uri) for m in self._plan.get().models}
-        self._failures = {k: f for k, f in self._failures.items() if k in known}
-        self._failures[key] = _Failure(backoff=backoff, retry_at=retry_at)
-        log.warning("cannot bring in a model", model=want.name, uri=str(want.uri), error=str(error))
+        want = step.want
         digest = want.digest or self._board.resolved(want.uri)
+        retry_at = self._failures.failed(self._key(step), error, digest)
+        self._failures.keep_only({m.digest or str(m.uri) for m in self._plan.get().models})
+        log.warning("cannot bring in a model", model=want.name, uri=str(want.uri), error=str(error))
         away = isinstance(error, Transient) and not isinstance(error, SourceChanged)
         if digest is None and away and (old := self._hydration.newest_of(want.uri)):
             self._board.resolve(want.uri, old.digest)  # what the source last was is the best there is
         elif digest is None:
             self._board.resolve(want.uri, None, str(error))
         elif self._board.state(digest).level is not ModelLevel.COMMITTED:
-            self._board.update(digest, error=str(error), retry_at=retry_at, busy=False)
+            short = error.short_bytes if isinstance(error, NoRoom) else 0
+            self._board.update(digest, error=str(error), retry_at=retry_at, busy=False, short_bytes=short)

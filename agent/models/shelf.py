@@ -6,20 +6,25 @@ A cancelled caller waits for the thread's operation to finish (they are short), 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Iterable, Sequence
+import threading
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TypeVar
 
-from agent.core.errors import Transient
+from agent.core.errors import Transient, cut
 from agent.core.inventory import CacheUse
 from agent.core.refs import Digest, EndpointKey
+from agent.core.sandbox import Sandbox
+from agent.models.capacity import space_of
+from agent.models.kept import salvage
 from agent.models.manifest import Manifest
 from agent.models.open_files import open_inodes
 from agent.models.references import References
-from agent.models.store import Found, Store
+from agent.models.store import Found, Staged, Store
 from agent.models.threads import in_thread
 from agent.models.transfer import FileProof
+from agent.models.usage import cache_use, own_bytes
 from agent.models.version import Version
 from agent.models.views import Views
 
@@ -43,33 +48,60 @@ class Shelf:
         await self._disk(self.views.sweep_orphans, self.versions.keys())
         return found
 
-    async def prove(self, withdraw: Callable[[Digest, str], None]) -> None:
-        """Prove every version; a broken one is withdrawn by a call at once, then moved out of the way with its views."""
+    async def prove(self, withdraw: Callable[[Digest, str], bool]) -> None:
+        """Prove every version; of a broken one the claim is withdrawn by a call at once, then it is moved out of the way.
+
+        `withdraw` says whether to keep what is good of it in staging, to be mended; else all of it is removed.
+        """
         async with self._lock:
-            found = await in_thread(lambda: [(v, self.store.prove(v)) for v in list(self.versions.values())])
-            broken = [(version, why) for version, why in found if why]
-            for version, why in broken:  # all of them before the first that the disk may refuse to move
-                del self.versions[version.digest]
-                withdraw(version.digest, why)
-            for version, _ in broken:
-                await in_thread(self._take_broken, version)
+            found = await in_thread(lambda: [(v, self.store.broken(v)) for v in list(self.versions.values())])
+            await self._take([(v, broken) for v, broken in found if broken], withdraw)
 
-    def _take_broken(self, version: Version) -> None:
-        self.store.remove(version.digest)
+    async def condemn(self, inode: int, why: str, withdraw: Callable[[Digest, str], bool]) -> None:
+        """Take every version out of the way that has a file which reading back has shown to be bad; see `prove`."""
+        async with self._lock:
+            versions = list(self.versions.values())
+            found = [
+                (v, {r.path: f"{cut(ascii(r.path), 200)} {why}" for r in v.files if r.inode == inode}) for v in versions
+            ]
+            await self._take([(v, broken) for v, broken in found if broken], withdraw)
+
+    async def _take(
+        self, found: Sequence[tuple[Version, Mapping[str, str]]], withdraw: Callable[[Digest, str], bool]
+    ) -> None:
+        mend = {}
+        for version, broken in found:  # all of them before the first that the disk may refuse to move
+            del self.versions[version.digest]
+            mend[version.digest] = withdraw(version.digest, next(iter(broken.values())))
+        for version, broken in found:
+            await in_thread(self._take_broken, version, broken if mend[version.digest] else None)
+
+    def _take_broken(self, version: Version, mend: Mapping[str, str] | None) -> None:
         self.views.drop_version(version.digest)
+        if mend is None or not self.store.directory(version.digest).is_dir():
+            self.store.remove(version.digest)
+        else:
+            self.store.demote(version, mend.keys())
 
-    async def admit(self, manifest: Manifest, high_watermark: float) -> Path:
-        """Return the staging directory of a version that fits.
+    async def admit(self, manifest: Manifest, high_watermark: float) -> Staged:
+        """Return the staging of a version that fits, with what need not be fetched, good parts of bad files salvaged.
 
         Raises:
-            Permanent: it does not fit.
+            NoRoom: it does not fit.
         """
+        staged = await self._disk(lambda: self.store.admit(manifest, high_watermark, list(self.versions.values())))
+        stop = threading.Event()
+        copying = asyncio.ensure_future(in_thread(salvage, staged.directory, manifest, stop))
+        try:
+            await asyncio.shield(copying)
+        finally:
+            stop.set()
+            await asyncio.wait({copying})
+        return staged
 
-        def admit() -> Path:
-            self.store.admit(manifest, high_watermark)
-            return self.store.stage(manifest.digest)
-
-        return await self._disk(admit)
+    async def former(self, digest: Digest) -> Manifest | None:
+        """Return the manifest of a version that is to be mended; None for any other."""
+        return await self._disk(self.store.former, digest)
 
     async def commit(self, manifest: Manifest, proofs: Sequence[FileProof], now: datetime) -> Version:
         """Make a staged version visible."""
@@ -85,9 +117,28 @@ class Shelf:
         """Throw a partial download away."""
         await self._disk(self.store.discard, digest)
 
-    async def use(self) -> CacheUse:
-        """Return how full the store is."""
-        return await self._disk(lambda: self.store.use(list(self.versions.values())))
+    async def facts(self) -> tuple[CacheUse, dict[Digest, int], dict[Digest, str]]:
+        """Return how full the store is, what removing each version frees, and why which may not be removed."""
+
+        def ask() -> tuple[CacheUse, dict[Digest, int], dict[Digest, str]]:
+            versions = list(self.versions.values())
+            kept = {d: why for d in self.versions if (why := self._held_by(d))}
+            return cache_use(self.store.root, versions), own_bytes(self.store.root, versions), kept
+
+        return await self._disk(ask)
+
+    async def short_bytes(self, needed_bytes: int, high_watermark: float) -> int:
+        """Return how much room is lacking for so many bytes, 0 for none."""
+        space = await self._disk(space_of, self.store.root)
+        return max(0, needed_bytes - space.room_bytes(high_watermark))
+
+    async def pin(self, digest: Digest, now: datetime) -> None:
+        """Pin a version; see `Store.pin`."""
+        await self._disk(self.store.pin, digest, now)
+
+    async def unpin(self, digest: Digest) -> bool:
+        """Lift a pin; see `Store.unpin`."""
+        return await self._disk(self.store.unpin, digest)
 
     async def make_views(self, wanted: Iterable[ViewSpec]) -> None:
         """Make the views that are wanted of committed versions, and mend damaged ones.
@@ -137,6 +188,19 @@ class Shelf:
 
         await self._disk(refer)
 
+    async def name_users(self, sandboxes: Iterable[Sandbox]) -> None:
+        """Take every pod of an endpoint that has a view as a user of what the view shows: nobody may have noted it."""
+
+        def note() -> None:
+            shown: dict[EndpointKey, list[Digest]] = {}
+            for endpoint, digest, _ in self.views.existing():
+                shown.setdefault(endpoint, []).append(digest)
+            for pod in sandboxes:
+                if pod.endpoint in shown:
+                    self.references.add(pod.uid, shown[pod.endpoint])
+
+        await self._disk(note)
+
     async def seen(self, pods: Collection[str]) -> None:
         """Note which pods have sandboxes now."""
         await self._disk(self.references.seen, pods)
@@ -149,18 +213,27 @@ class Shelf:
         """Say who uses a version; "" for nobody."""
 
         def why() -> str:
-            if digest in self.store.pinned():
-                return "it is pinned"
-            if users := self.references.users(digest):
-                return f"{len(users)} pod(s) use it, among them {users[0]}"
+            if held := self._held_by(digest):
+                return held
             holders = self._open_in(digest)
             return f"process {min(holders)} has a file of it open" if holders else ""
 
         return await self._disk(why)
 
+    def _held_by(self, digest: Digest) -> str:
+        if digest in self.store.pinned():
+            return "it is pinned"
+        users = self.references.users(digest)
+        return f"{len(users)} pod(s) use it, among them {users[0]}" if users else ""
+
     def _open_in(self, digest: Digest) -> frozenset[int]:
+        """Return the processes that have a file open which only this version has: one that others share tells nothing."""
         version = self.versions.get(digest)
-        return open_inodes(self._proc, {f.inode for f in version.files}, self.store.root) if version else frozenset()
+        if version is None:
+            return frozenset()
+        others = {f.inode for v in self.versions.values() if v.digest != digest for f in v.files}
+        mine = {f.inode for f in version.files}
+        return open_inodes(self._proc, mine - others or mine, self.store.root)
 
     async def remove(self, digest: Digest, still: Callable[[], bool]) -> bool:
         """Remove a version, unless `still()` is false or a pod has come to use it; True if removed.
@@ -168,16 +241,13 @@ class Shelf:
         `still` withdraws what is left of the claim and is called right before the rename, on the loop.
         """
         async with self._lock:
-            if await in_thread(self._is_held, digest) or not still():
+            if await in_thread(self._held_by, digest) or not still():
                 return False
             version = self.versions.pop(digest, None)
             removed = await in_thread(self.store.remove_unpinned, digest, lambda: self.views.drop_version(digest))
             if not removed and version is not None:
                 self.versions[digest] = version  # pinned in this moment
             return removed
-
-    def _is_held(self, digest: Digest) -> bool:
-        return bool(self.references.users(digest)) or digest in self.store.pinned()
 
     async def _disk(self, work: Callable[..., T], *args: object) -> T:
         async with self._lock:

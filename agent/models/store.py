@@ -1,7 +1,7 @@
 """The store: committed versions, partial downloads, trash. A version becomes visible by one rename and is never half there.
 
     store/<digest>/files/…, manifest.json      committed, read-only
-    staging/<digest>/files/…, journal          partial, resumable
+    staging/<digest>/files/…, journal, kept/…  partial, resumable (`kept` has the rest)
     trash/…                                    on its way out; removed at start and after each removal
     pins/<digest>.json                         kept whatever comes
 
@@ -13,35 +13,61 @@ from __future__ import annotations
 import fcntl
 import os
 import secrets
-import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from agent.core.errors import Invalid, Permanent, cut
-from agent.core.inventory import CacheUse
+from agent.core.errors import Invalid, Permanent
 from agent.core.refs import Digest, is_digest, parse_digest
-from agent.core.units import format_size
-from agent.models.disk import RangeFiles
-from agent.models.journal import Journaled, read_journal
+from agent.models.capacity import NoRoom, space_of
+from agent.models.kept import (
+    JOURNAL,
+    REPAIR,
+    SALVAGE,
+    begin_repair,
+    committed_once,
+    donors_of,
+    drop_inodes,
+    keep,
+    staged_bytes,
+    take_kept,
+)
 from agent.models.manifest import Manifest
-from agent.models.parts import journaled_sums, part_is_good, read_buffer
+from agent.models.parts import journaled_sums
 from agent.models.paths import Tree, fsync_directories, fsync_directory, remove_tree
 from agent.models.pins import Pins
 from agent.models.transfer import FileProof
-from agent.models.version import Version, broken_file, load_version, record_version
+from agent.models.usage import allocated_bytes
+from agent.models.version import FileRecord, Version, broken_file, load_version, record_version, why_broken
 
+_COMMITTED = ("files", "manifest.json")
 _PARTS = ("store", "staging", "trash", "refs", "views", "pins")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Partial:
+    """A download that can be resumed: so many bytes need not be fetched again."""
+
+    digest: Digest
+    done_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
-    """What was on disk at start: proved versions, broken ones (moved to trash) with why, and partial downloads."""
+    """What is on disk: proved versions, broken ones with why, and partial downloads."""
 
     versions: tuple[Version, ...]
     broken: tuple[tuple[Digest, str], ...]
-    partial: tuple[Journaled, ...]
+    partial: tuple[Partial, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Staged:
+    """An admitted version: where it is brought to, and the files it need not fetch."""
+
+    directory: Path
+    have: tuple[FileRecord, ...]
 
 
 class Store:
@@ -52,6 +78,7 @@ class Store:
         self._step = step
         self._lock_fd = -1
         self._pins = Pins(root / "pins")
+        self._reserved: dict[Digest, int] = {}  # bytes that admitted downloads will have taken when they are through
 
     def try_lock(self) -> bool:
         """Take the root for this process; False while another process has it. Released when the process ends.
@@ -75,24 +102,45 @@ class Store:
             self._lock_fd = -1
 
     def open(self) -> Found:
-        """Put the root in order and say what is there: sweep trash and staging, prove every committed version."""
+        """Put the root in order and say what is there: sweep trash and staging, prove every committed version.
+
+        A version of which some files are broken becomes a partial download of these.
+        """
         for name in _PARTS:
             (self.root / name).mkdir(exist_ok=True)
         self.empty_trash()
-        found = self.look()
-        whole = {v.digest for v in found.versions}
+        whole = {v.digest for v in self.look().versions}
+        broken = []
         for directory in sorted((self.root / "store").iterdir()):
-            if directory.name not in whole:
-                self._to_trash(directory)
-                continue
-            (directory / "journal").unlink(missing_ok=True)  # left by a crash right after the rename
-            directory.chmod(0o555)
-        partial = {j.digest for j in found.partial}
+            if directory.name in whole and (directory / REPAIR).exists():
+                self._to_staging(directory)
+            elif directory.name in whole:
+                _leave_only(directory, _COMMITTED)  # a crash right after the rename, or in the middle of a repair
+                directory.chmod(0o555)
+            else:
+                broken.append((directory.name, self._adopt_broken(directory)))
+        found = self.look()
+        partial = {p.digest for p in found.partial}
         for directory in sorted((self.root / "staging").iterdir()):
             if directory.name not in partial:
                 self._to_trash(directory)
         self.empty_trash()
-        return found
+        named = tuple((Digest(name), why) for name, why in broken if is_digest(name))
+        return Found(versions=found.versions, broken=named, partial=found.partial)
+
+    def _adopt_broken(self, directory: Path) -> str:
+        """Make the best of a version that is not as it was committed; returns why it is not."""
+        try:
+            version = load_version(directory)
+            why = self._not_at_home(version, directory)
+        except Invalid as error:
+            why = str(error)
+        if why:
+            self._to_trash(directory)
+            return why
+        broken = self.broken(version)
+        self.demote(version, broken)
+        return next(iter(broken.values()), "")
 
     def look(self) -> Found:
         """Say what is there, each version proved by its record, and change nothing: also beside a running agent."""
@@ -117,11 +165,12 @@ class Store:
     def _not_at_home(version: Version, directory: Path) -> str:
         return "" if version.digest == directory.name else "it lies under another version's name"
 
-    def _partial(self) -> Iterator[Journaled]:
+    def _partial(self) -> Iterator[Partial]:
         for directory in self._below("staging"):
-            journaled = read_journal(directory / "journal")
-            if journaled is not None and journaled.digest == directory.name and not self._is_there(journaled.digest):
-                yield journaled
+            if is_digest(directory.name) and not self._is_there(digest := Digest(directory.name)):
+                done = staged_bytes(directory, digest)
+                if done is not None:
+                    yield Partial(digest=digest, done_bytes=done)
 
     def _is_there(self, digest: Digest) -> bool:
         return self.directory(digest).exists()
@@ -130,21 +179,34 @@ class Store:
         """Return where a committed version lies."""
         return self.root / "store" / parse_digest(digest)
 
-    def admit(self, manifest: Manifest, high_watermark: float) -> None:
-        """Check that a version fits, what it already has in staging counted.
+    def admit(self, manifest: Manifest, high_watermark: float, versions: Iterable[Version] = ()) -> Staged:
+        """Make or take up the staging directory of a version, link what `versions` have of it, and reserve room for the rest.
 
         Raises:
-            Permanent: it does not, with numbers.
+            NoRoom: it does not fit, with numbers.
         """
-        space = os.statvfs(self.root)
-        capacity, free = space.f_blocks * space.f_frsize, space.f_bavail * space.f_frsize
-        allowed = min(free, free - int((1 - high_watermark) * capacity))
-        needed = manifest.size_bytes - _allocated(self.root / "staging" / manifest.digest)
-        if needed > allowed:
-            raise Permanent(
-                f"needs {format_size(needed)} but only {format_size(max(0, allowed))} may be used: the store's file system "
-                f"has {format_size(free)} free of {format_size(capacity)} and is filled to {high_watermark:.0%} at most"
-            )
+        directory = self.stage(manifest.digest)
+        have = keep(directory, manifest, donors_of((v, self.directory(v.digest) / "files") for v in versions))
+        target = manifest.size_bytes - sum(r.size for r in have)
+        reserved = sum(
+            max(0, bytes_wanted - allocated_bytes(self.root / "staging" / digest / "files"))
+            for digest, bytes_wanted in list(self._reserved.items())  # `release` is called from the loop
+            if digest != manifest.digest
+        )
+        needed = max(0, target - allocated_bytes(directory / "files"))
+        try:
+            space_of(self.root).check(needed, high_watermark, reserved)
+        except NoRoom:
+            if not (directory / SALVAGE).exists():
+                raise
+            remove_tree(directory / SALVAGE)  # rather fetch a bad file as a whole than not at all
+            space_of(self.root).check(needed, high_watermark, reserved)
+        self._reserved[manifest.digest] = target
+        return Staged(directory=directory, have=have)
+
+    def release(self, digest: Digest) -> None:
+        """Give up what was reserved for a version; what it took on the disk stays."""
+        self._reserved.pop(digest, None)
 
     def stage(self, digest: Digest) -> Path:
         """Return the staging directory of a version, made if absent; what is in it may be resumed."""
@@ -152,20 +214,61 @@ class Store:
         directory.mkdir(exist_ok=True)
         return directory
 
+    def former(self, digest: Digest) -> Manifest | None:
+        """Return the manifest of a staged version that was committed before, which need not be resolved again."""
+        version = committed_once(self.root / "staging" / parse_digest(digest))
+        return version.manifest if version and version.digest == digest else None
+
+    def demote(self, version: Version, bad: Collection[str]) -> None:
+        """Make a committed version a partial download again, in one step, that lacks the files in `bad`.
+
+        Of those, files whose size and times are as they were may be salvaged. Nothing is written through their inodes, which
+        other versions may share; drops them from what other downloads have kept, too.
+        """
+        directory = self.directory(version.digest)
+        good = [r for r in version.files if r.path not in bad]
+        lacking = [r for r in version.files if r.path in bad]
+        for other in self._below("staging"):
+            drop_inodes(other, frozenset(r.inode for r in lacking))
+        directory.chmod(0o755)
+        begin_repair(directory, version, good, lacking)
+        self._step("repair-noted")
+        self._to_staging(directory)
+
+    def _to_staging(self, directory: Path) -> None:
+        staged = self.root / "staging" / directory.name
+        self._to_trash(staged)
+        for at, below, _ in os.walk(directory):
+            for name in below:
+                (Path(at) / name).chmod(0o755)
+        directory.chmod(0o755)
+        directory.rename(staged)
+        self._step("demoted")
+        fsync_directory(directory.parent)
+        fsync_directory(staged.parent)
+
     def discard(self, digest: Digest) -> None:
         """Throw a partial download away."""
+        self.release(digest)
         self._to_trash(self.root / "staging" / parse_digest(digest))
         self.empty_trash()
 
     def commit(self, manifest: Manifest, proofs: Iterable[FileProof], now: datetime) -> Version:
-        """Make a complete staged version visible. Its files are fsynced already; a broken one in its place goes to trash."""
+        """Make a complete staged version visible. Its files are fsynced already; a broken one in its place goes to trash.
+
+        Raises:
+            Transient: a file that need not be fetched is not as it was.
+        """
         digest = manifest.digest
         staged, target = self.root / "staging" / digest, self.directory(digest)
+        sums = dict(journaled_sums(staged / JOURNAL, manifest))
+        sums |= {path: record.sums for path, record in take_kept(staged).items()}
+        self._step("kept-moved")
         for directory, _, names in os.walk(staged / "files"):
             for name in names:
                 (Path(directory) / name).chmod(0o444)
         self._step("made-read-only")
-        version = record_version(staged, manifest, proofs, now, sums=journaled_sums(staged / "journal", manifest))
+        version = record_version(staged, manifest, proofs, now, sums=sums)
         self._step("manifest-written")
         fsync_directories(staged)
         for directory, below, _ in os.walk(staged):
@@ -179,8 +282,9 @@ class Store:
         fsync_directory(target.parent)
         fsync_directory(staged.parent)
         self._step("store-synced")
-        (target / "journal").unlink(missing_ok=True)
+        _leave_only(target, _COMMITTED)
         target.chmod(0o555)
+        self.release(digest)
         self._step("committed")
         self.empty_trash()
         return version
@@ -188,6 +292,11 @@ class Store:
     def prove(self, version: Version) -> str:
         """Compare a committed version with its record; "" if it is intact, else why not."""
         return broken_file(version, self.directory(version.digest) / "files")
+
+    def broken(self, version: Version) -> dict[str, str]:
+        """Compare every file of a committed version with its record; the paths that differ, with a sentence each."""
+        tree = Tree(self.directory(version.digest) / "files")
+        return {record.path: told for record in version.files if (told := why_broken(record, tree))}
 
     def remove(self, digest: Digest) -> None:
         """Take a version away: into trash by one rename, then unlinked. The caller has withdrawn every claim to it."""
@@ -232,23 +341,6 @@ class Store:
         """Return the versions that are pinned."""
         return self._pins.all()
 
-    def verify(self, version: Version, before_slice: Callable[[int], None] = lambda _size: None) -> str:
-        """Read every byte of a committed version back; "" if it is as it was committed, else one sentence.
-
-        Past the page cache where the file system can. Also beside a running agent. `before_slice` hears how many bytes are
-        read next, and may raise to end it.
-        """
-        if why := self.prove(version):
-            return why
-        files = RangeFiles(Tree(self.directory(version.digest) / "files"))
-        with read_buffer() as buffer:
-            for record in version.files:
-                for part in record.sums.ranges(record.size, record.crc64):
-                    if not part_is_good(files, record.path, part, buffer, before_slice):
-                        name, end = cut(ascii(record.path), 200), part.offset + part.length
-                        return f"{name} is damaged between byte {part.offset} and byte {end}"
-        return ""
-
     def _to_trash(self, path: Path) -> None:
         if path.is_symlink() or path.is_file():
             path.unlink()
@@ -262,16 +354,11 @@ class Store:
         for each in (self.root / "trash").iterdir():
             remove_tree(each)
 
-    def use(self, versions: Iterable[Version]) -> CacheUse:
-        """Return how full store and file system are."""
-        space = shutil.disk_usage(self.root)
-        staged = sum(_allocated(d) for d in (self.root / "staging").iterdir())
-        used = sum(v.manifest.size_bytes for v in versions) + staged
-        return CacheUse(used_bytes=used, free_bytes=space.free, capacity_bytes=space.total)
 
-
-def _allocated(directory: Path) -> int:
-    total = 0
-    for at, _, names in os.walk(directory):
-        total += sum(os.lstat(os.path.join(at, name)).st_blocks * 512 for name in names)
-    return total
+def _leave_only(directory: Path, names: Collection[str]) -> None:
+    """Remove what does not belong to a committed version."""
+    extra = [p for p in directory.iterdir() if p.name not in names]
+    if extra:
+        directory.chmod(0o755)
+    for each in extra:
+        remove_tree(each)

@@ -140,19 +140,19 @@ def record_from_json(path: str, value: Mapping[str, Any]) -> FileRecord:
     )
 
 
-def load_version(directory: Path) -> Version:
-    """Read `directory/manifest.json`.
+def load_version(directory: Path, name: str = "manifest.json") -> Version:
+    """Read `directory/manifest.json`, or another file that is such a record.
 
     Raises:
         Invalid: it is missing, not ours, or does not describe the version its digest names.
     """
     try:
-        fd = Tree(directory).open("manifest.json", os.O_RDONLY)
+        fd = Tree(directory).open(name, os.O_RDONLY)
         with os.fdopen(fd, "rb") as file:
             value = json.loads(file.read(MAX_RECORD_BYTES))
         return _from_json(value)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, PrewarmError) as error:
-        raise Invalid(f"its manifest.json cannot be read: {cut(error, 150)}") from error
+        raise Invalid(f"its {name} cannot be read: {cut(error, 150)}") from error
 
 
 def _from_json(value: Mapping[str, Any]) -> Version:

@@ -237,7 +237,7 @@ class LocalApi:
     async def _follow(self, order: WaitOrder, send: Send) -> None:
         """Send progress, at most once a second, until every version is committed, seen in its view and referred to."""
         signal = Signal()
-        cells = (self._cells.assignment, self._cells.inventory)
+        cells = (self._cells.assignment, self._cells.inventory, self._cells.plan)
         for cell in cells:
             cell.attach(signal)
         try:
@@ -269,7 +269,8 @@ class LocalApi:
                     await signal.wait()
 
     def _outlook(self, order: WaitOrder) -> Outlook:
-        return outlook(order, self._cells.assignment.get(), self._cells.inventory.get())
+        cells = self._cells
+        return outlook(order, cells.assignment.get(), cells.inventory.get(), cells.plan.get().refusals)
 
     def _paths(self, order: WaitOrder, now: Outlook) -> dict[str, Path]:
         return {m.name: self._view_path(order.endpoint, m.digest) for m in now.models if m.digest}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -105,8 +105,10 @@ def parse_order(
     )
 
 
-def outlook(order: WaitOrder, assignment: Assignment | None, inventory: Inventory) -> Outlook:
-    """Say what holds for an order now."""
+def outlook(
+    order: WaitOrder, assignment: Assignment | None, inventory: Inventory, refusals: Mapping[Digest, str] | None = None
+) -> Outlook:
+    """Say what holds for an order now. `refusals` are versions that cannot be brought in as things stand, and why."""
     if assignment is None:
         return Outlook(refusal="this node has no assignment yet")
     want = assignment.endpoint(order.endpoint)
@@ -119,6 +121,9 @@ def outlook(order: WaitOrder, assignment: Assignment | None, inventory: Inventor
             refusal=f"model {missing[0].name} ({missing[0].uri}) is not among those of {order.endpoint} here"
         )
     models = tuple(_waited(m, inventory) for _, m in asked if m is not None)
+    for model in models:
+        if not model.committed and model.digest and (why := (refusals or {}).get(model.digest)):
+            return Outlook(refusal=f"there is no room for model {model.name}: {why}")
     return Outlook(models=models, message=_message(models, inventory))
 
 

@@ -36,7 +36,7 @@ class HydrateStep:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvictStep:
-    """Remove one version from the store if nothing uses it. Its claims are gone when this step appears."""
+    """Remove one version from the store if nothing uses it; the room withdraws its claim first."""
 
     digest: Digest
     reason: str
@@ -116,3 +116,5 @@ class NodePlan:
     wake_at: datetime | None = None
     images: tuple[ImageWant, ...] = ()  # every image of the assignment: what the prover watches
     models: tuple[ModelWant, ...] = ()  # every model of the assignment: what is kept and proved
+    refusals: Mapping[Digest, str] = field(default_factory=dict)  # versions that fit by no legal eviction, and why
+    needed: Mapping[Digest, str] = field(default_factory=dict)  # versions that may not be removed now, and why

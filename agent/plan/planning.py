@@ -11,11 +11,12 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
 from agent.core.assignment import Assignment, EndpointWant, ImageWant, ModelWant, Window
-from agent.core.inventory import CacheUse, GpuVerdict, ImageLevel, ImageState, Inventory, ModelLevel, ModelState
+from agent.core.inventory import GpuVerdict, ImageLevel, ImageState, Inventory, ModelState
 from agent.core.refs import Digest, EndpointKey, ImageRef
 from agent.core.units import format_duration, format_size
-from agent.plan.decision import EndpointPlan, EvictStep, HydrateStep, NodePlan, PullStep, Stage, ViewWant
+from agent.plan.decision import EndpointPlan, HydrateStep, NodePlan, PullStep, Stage, ViewWant
 from agent.plan.memory import keep_in_memory, memory_starts
+from agent.plan.room import NextUse, Room, Wanting, make_room
 
 _FAR = datetime.max.replace(tzinfo=UTC)
 _LONG_AGO = datetime.min.replace(tzinfo=UTC)
@@ -29,7 +30,6 @@ class Limits:
 
     warm_ahead: timedelta = timedelta(minutes=30)
     rate_bytes_per_second: float = 100e6
-    high_watermark: float = 0.85
 
 
 def plan(assignment: Assignment | None, inventory: Inventory, now: datetime, limits: Limits) -> NodePlan:
@@ -37,18 +37,22 @@ def plan(assignment: Assignment | None, inventory: Inventory, now: datetime, lim
     if assignment is None:
         return NodePlan()
     rows = list(_rows(assignment, inventory, now, limits))
+    uses = _uses(rows, inventory, now, limits)
+    room = make_room(_wanting(rows, inventory, now), uses, inventory.models)
+    rows = [_with_room(row, inventory, room) for row in rows]
     pulls, hydrations = _pulls(rows, inventory, now), _hydrations(rows, inventory, now)
-    models = _unique_models(assignment.endpoints)
     return NodePlan(
         pulls=pulls,
         hydrations=hydrations,
-        evictions=_evictions(hydrations, models, inventory, limits),
+        evictions=room.evictions,
         views=tuple(sorted(_views(assignment.endpoints, inventory))),
         memory=keep_in_memory(assignment.endpoints, inventory, pulls, hydrations, now),
         endpoints=tuple(r.told for r in rows),
         wake_at=min((t for t in _turning_points(rows, inventory) if t > now), default=None),
         images=tuple({i.ref: i for e in assignment.endpoints for i in e.images}.values()),
-        models=models,
+        models=_unique_models(assignment.endpoints),
+        refusals=room.refusals,
+        needed={digest: use.why for digest, use in uses.items() if use.why},
     )
 
 
@@ -92,8 +96,7 @@ class _Row:
 
 
 def _rows(assignment: Assignment, inventory: Inventory, now: datetime, limits: Limits) -> Iterator[_Row]:
-    rate = max([s.rate_bytes_per_second for s in inventory.models.values()] + [0.0]) or limits.rate_bytes_per_second
-    ahead = 0
+    rate, ahead = _rate(inventory, limits), 0
     for want in sorted(assignment.endpoints, key=lambda e: _urgency(e, inventory, now)):
         images = tuple(i for i in want.images if not image_is_warm(i, inventory))
         models = tuple(m for m in want.models if not model_is_warm(m, inventory))
@@ -225,25 +228,57 @@ def _backed_off(state: ImageState | ModelState | None, now: datetime) -> bool:
     return state is not None and state.retry_at is not None and state.retry_at > now
 
 
-def _evictions(
-    hydrations: Iterable[HydrateStep], wanted: Iterable[ModelWant], inventory: Inventory, limits: Limits
-) -> tuple[EvictStep, ...]:
-    """Remove versions nobody is assigned, but only as far as what is to come needs the room."""
-    needed = sum(_model_bytes(h.want, inventory) for h in hydrations)
-    short = needed - room_bytes(inventory.cache, limits)
-    keep = {model_digest(m, inventory) for m in wanted}
-    steps = []
-    for digest, state in sorted(inventory.models.items(), key=lambda item: (item[1].level, item[0])):
-        if short <= 0 or digest in keep or state.level is ModelLevel.ABSENT or state.busy:
-            continue
-        short -= state.done_bytes or state.total_bytes
-        steps.append(EvictStep(digest=digest, reason=f"no endpoint here uses it and {format_size(needed)} are to come"))
-    return tuple(steps)
+def _uses(rows: Iterable[_Row], inventory: Inventory, now: datetime, limits: Limits) -> dict[Digest, NextUse]:
+    """Return, by version, who needs it next; versions that no endpoint is assigned are left out."""
+    uses: dict[Digest, NextUse] = {}
+    rate = _rate(inventory, limits)
+    for row in rows:
+        window = row.want.next_window(now)
+        for want in row.want.models:
+            digest = model_digest(want, inventory)
+            if digest is None:
+                continue
+            near = row.told.start_at is not None and row.told.start_at <= now
+            state = inventory.models.get(digest)
+            size = (state.total_bytes if state else 0) or want.size_bytes
+            use = NextUse(
+                why=f"a pod waits for {row.want.key}" if row.waiting else f"a window of {row.want.key}" if near else "",
+                fetch_by=_start(window, size / rate, limits) if window else None,
+                priority=row.want.priority,
+            )
+            uses[digest] = use.joined(uses[digest]) if digest in uses else use
+    return uses
 
 
-def room_bytes(cache: CacheUse, limits: Limits) -> int:
-    """Return how many bytes models may still take before the high watermark of the file system."""
-    return max(0, int(cache.free_bytes - (1 - limits.high_watermark) * cache.capacity_bytes))
+def _wanting(rows: Iterable[_Row], inventory: Inventory, now: datetime) -> Iterator[Wanting]:
+    """Yield the versions that lack room, the most urgent first."""
+    seen = set()
+    for row in rows:
+        window = row.want.next_window(now)
+        for want in row.models if row.active else ():
+            state = _model_state(want, inventory)
+            if state and state.short_bytes > 0 and state.digest not in seen:
+                seen.add(state.digest)
+                until = now if row.waiting or window is None else window.until
+                yield Wanting(digest=state.digest, short_bytes=state.short_bytes, until=until)
+
+
+def _with_room(row: _Row, inventory: Inventory, room: Room) -> _Row:
+    """Say of an endpoint that lacks room whether it is being made."""
+    for want in row.models if row.told.stage in (Stage.FAILING, Stage.LATE) else ():
+        digest = model_digest(want, inventory)
+        state = inventory.models.get(digest) if digest else None
+        if state and digest and digest in room.refusals:
+            reason = f"model {want.name}: {state.error}; {room.refusals[digest]}"
+            return replace(row, told=replace(row.told, stage=Stage.FAILING, reason=reason))
+        if state and digest in room.made_for:
+            reason = f"room for model {want.name} is being made: {format_size(state.short_bytes)} are lacking"
+            return replace(row, told=replace(row.told, stage=Stage.WARMING, reason=reason))
+    return row
+
+
+def _rate(inventory: Inventory, limits: Limits) -> float:
+    return max([s.rate_bytes_per_second for s in inventory.models.values()] + [0.0]) or limits.rate_bytes_per_second
 
 
 def _views(endpoints: Iterable[EndpointWant], inventory: Inventory) -> Iterator[ViewWant]:

@@ -24,7 +24,7 @@ def refusal(environ: dict[str, str] | None = None, **flags: str) -> str:
 def test_defaults_need_no_file_and_are_valid() -> None:
     found = load()
     assert found == Settings()
-    assert (found.proof_interval_seconds, found.high_watermark, found.warm_ahead) == (15.0, 0.85, timedelta(minutes=30))
+    assert (found.proof_interval_seconds, found.high_watermark, found.warm_ahead) == (15.0, None, timedelta(minutes=30))
     assert found.sources == ()
 
 

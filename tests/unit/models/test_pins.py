@@ -20,6 +20,7 @@ from agent.models.manifest import Manifest, ObjectEntry
 from agent.models.ranges import Part
 from agent.models.store import Store
 from agent.models.transfer import FileProof
+from agent.models.verify import verify_version
 from agent.models.version import Version, load_version
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
@@ -138,19 +139,25 @@ def test_looking_changes_nothing_and_tells_what_is_broken(store: Store) -> None:
 @pytest.mark.parametrize("at", [0, PART, 3 * PART + 76])
 def test_a_flipped_byte_is_found_and_placed(store: Store, at: int) -> None:
     version = put(store)
-    assert store.verify(version) == ""
+    assert verify_version(version, store.directory(version.digest)) == ""
     damage(store.directory(version.digest) / "files" / "a", at)
     assert store.prove(version) == ""
     start = at // PART * PART
     end = min(start + PART, len(CONTENT))
-    assert store.verify(version) == f"'a' is damaged between byte {start} and byte {end}"
+    assert (
+        verify_version(version, store.directory(version.digest))
+        == f"'a' is damaged between byte {start} and byte {end}"
+    )
 
 
 def test_without_known_parts_the_whole_file_is_compared(store: Store) -> None:
     version = put(store, journaled=False)
-    assert store.verify(version) == ""
+    assert verify_version(version, store.directory(version.digest)) == ""
     damage(store.directory(version.digest) / "files" / "a", 5)
-    assert store.verify(version) == f"'a' is damaged between byte 0 and byte {len(CONTENT)}"
+    assert (
+        verify_version(version, store.directory(version.digest))
+        == f"'a' is damaged between byte 0 and byte {len(CONTENT)}"
+    )
 
 
 def test_a_record_without_the_younger_fields_is_still_read(store: Store) -> None:
@@ -165,4 +172,4 @@ def test_a_record_without_the_younger_fields_is_still_read(store: Store) -> None
     record.write_text(json.dumps(old))
     read = load_version(record.parent)
     assert [f.proof for f in read.files] == ["crc64nvme, md5"] * 2
-    assert store.verify(read) == ""
+    assert verify_version(read, record.parent) == ""

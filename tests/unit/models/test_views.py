@@ -123,6 +123,11 @@ async def test_every_broken_version_is_withdrawn_though_the_disk_will_not_move_t
 
     monkeypatch.setattr(shelf.store, "remove", refuse)
     withdrawn: list[Digest] = []
+
+    def withdraw(digest: Digest, _why: str) -> bool:
+        withdrawn.append(digest)
+        return False
+
     with pytest.raises(Transient):
-        await shelf.prove(lambda digest, _why: withdrawn.append(digest))
+        await shelf.prove(withdraw)
     assert withdrawn == [MANIFEST.digest, twin.digest]

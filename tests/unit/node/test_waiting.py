@@ -103,3 +103,10 @@ def test_the_line_is_bounded() -> None:
         pass
     with line.standing(CHAT):
         pass
+
+
+def test_what_does_not_fit_is_refused_with_the_reason() -> None:
+    loading = ModelState(digest=DIGEST, level=ModelLevel.PARTIAL)
+    found = outlook(order(), assigned(), warm(models={DIGEST: loading}), {DIGEST: "1 GB is lacking"})
+    assert found.refusal == "there is no room for model llama: 1 GB is lacking"
+    assert outlook(order(), assigned(), warm(), {DIGEST: "1 GB is lacking"}).refusal == ""

@@ -7,7 +7,6 @@ from datetime import UTC, datetime, timedelta
 
 from agent.core.assignment import Assignment, EndpointWant, ImageWant, ModelWant, Window
 from agent.core.inventory import (
-    CacheUse,
     GpuReport,
     GpuVerdict,
     ImageLevel,
@@ -21,7 +20,7 @@ from agent.plan.decision import Stage
 from agent.plan.planning import Limits, plan
 
 NOW = datetime(2026, 3, 2, 8, 0, tzinfo=UTC)
-LIMITS = Limits(warm_ahead=timedelta(minutes=30), rate_bytes_per_second=1e9, high_watermark=0.9)
+LIMITS = Limits(warm_ahead=timedelta(minutes=30), rate_bytes_per_second=1e9)
 A, B = Digest("sha256:" + "a" * 64), Digest("sha256:" + "b" * 64)
 IMAGE = ImageWant(ref=parse_image_ref("registry.bed/server:1"), digest="sha256:" + "1" * 64)
 
@@ -135,22 +134,6 @@ def test_unhealthy_gpus_stop_hydration_and_say_why() -> None:
     decided = plan(Assignment(endpoints=(endpoint(gpus=8),)), inventory, NOW, LIMITS)
     assert decided.hydrations == ()
     assert decided.endpoints[0].reason == "needs 8 GPU: unhealthy, GPU 3 is lost"
-
-
-def test_room_is_made_from_versions_nobody_is_assigned() -> None:
-    cache = CacheUse(used_bytes=80, free_bytes=15 * 10**9, capacity_bytes=100 * 10**9)  # 5 GB below the watermark
-    inventory = Inventory(models=committed(B, 30 * 10**9), cache=cache)
-    wanted = endpoint(images=(), models=(model(A, 20 * 10**9),))
-    decided = plan(Assignment(endpoints=(wanted,)), inventory, NOW, LIMITS)
-    assert [e.digest for e in decided.evictions] == [B]
-
-
-def test_nothing_is_evicted_while_there_is_room_or_while_it_is_assigned() -> None:
-    roomy = Inventory(models=committed(B), cache=CacheUse(free_bytes=10**12, capacity_bytes=10**12))
-    assert plan(Assignment(endpoints=(endpoint(),)), roomy, NOW, LIMITS).evictions == ()
-    tight = Inventory(models=committed(B), cache=CacheUse(free_bytes=0, capacity_bytes=10**12))
-    both = endpoint(images=(), models=(model(A), model(B, key="b/")))
-    assert plan(Assignment(endpoints=(both,)), tight, NOW, LIMITS).evictions == ()
 
 
 def test_a_want_without_version_is_warm_once_the_agent_resolved_and_committed_it() -> None:
