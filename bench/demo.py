@@ -192,6 +192,7 @@ def agent(work: Path, opens: datetime, environment: Mapping[str, str]) -> Iterat
     plan = work / "plan.yaml"
     plan.write_text(json.dumps({"endpoints": [endpoint]}, indent=1))
     flags = {"plan": plan, "root": work / "node", "run-dir": work / "run", "containerd": "none", "gpus": "auto"}
+    flags["high-watermark"] = "1.0"  # the disk of a person's machine may be as full as it likes
     command = [str(BIN / "prewarm"), "agent", "--http-address", f"127.0.0.1:{free_port()}"]
     command += [f"--{name}={value}" for name, value in flags.items()]
     with running(command, environment, work / "agent.log") as process:

@@ -48,6 +48,7 @@ class Standalone:
             "http-address": f"127.0.0.1:{self.port}",
             "proof-interval-seconds": "1s",
             "connections": 4,
+            "high-watermark": "1.0",
             **settings,
         }
         self.process: subprocess.Popen[bytes] | None = None
