@@ -117,7 +117,8 @@ def test_killed_anywhere_nothing_is_false_and_little_comes_twice(bucket: SourceB
             world.check()
             after, fetched = world.done_bytes(), world.fetched_bytes()
             gained = sum(max(0, after[d] - before[d]) for d in after)
-            assert fetched <= gained + (CONNECTIONS + bad) * MIB
+            # In flight is a range for each connection, and of a late one a second copy.
+            assert fetched <= gained + (2 * CONNECTIONS + bad) * MIB
             # On a busy machine a round needs longer to come to the steps that matter.
             longest = max(0.2, longest * 0.9) if names != set(world.committed()) else min(1.5, longest * 1.05)
             commits += len(set(world.committed()) - names)
