@@ -39,6 +39,7 @@ from agent.models.paths import Tree, fsync_directories, fsync_directory, remove_
 from agent.models.pins import Pins
 from agent.models.transfer import FileProof
 from agent.models.usage import allocated_bytes
+from agent.models.verify import verify_version
 from agent.models.version import FileRecord, Version, broken_file, load_version, record_version, why_broken
 
 _COMMITTED = ("files", "manifest.json")
@@ -340,6 +341,10 @@ class Store:
     def pinned(self) -> frozenset[Digest]:
         """Return the versions that are pinned."""
         return self._pins.all()
+
+    def verify(self, version: Version, before_slice: Callable[[int], None] = lambda _size: None) -> str:
+        """Read every byte of a committed version back; see `verify_version`."""
+        return verify_version(version, self.directory(version.digest), before_slice)
 
     def _to_trash(self, path: Path) -> None:
         if path.is_symlink() or path.is_file():
