@@ -127,7 +127,7 @@ async def compose_agent(process: Process) -> None:
         ),
         line=WaitingLine(facts.waiting),
         refs=models,
-        remover=None,
+        remover=models,
         sandboxes=containerd,
         view_path=models.view_path,
         clock=clock,

@@ -112,7 +112,7 @@ class LocalApi:
         cells: LocalCells,
         line: WaitingLine,
         refs: RefKeeper,
-        remover: Remover | None,
+        remover: Remover,
         sandboxes: Sandboxes | None,
         view_path: Callable[[EndpointKey, Digest], Path],
         clock: Clock,
@@ -173,7 +173,7 @@ class LocalApi:
         async def status(_request: local_pb2.StatusRequest, _context: Any) -> local_pb2.StatusResponse:
             return self._status(admin=admin)
 
-        return ({"Remove": _remove_handler(self._remover)} if admin and self._remover else {}) | {
+        return ({"Remove": _remove_handler(self._remover)} if admin else {}) | {
             "Status": grpc.unary_unary_rpc_method_handler(
                 status,
                 request_deserializer=local_pb2.StatusRequest.FromString,
