@@ -19,6 +19,7 @@ from agent.core.errors import Permanent, PrewarmError, Transient, cut
 from agent.core.refs import ModelUri
 from agent.models.channel import Tls
 from agent.models.checksum import part_count, stated_checksum
+from agent.models.dial import Proxy, proxy_for
 from agent.models.manifest import COMPOSITE, MAX_OBJECTS, Listed, Manifest, ObjectEntry, choose
 from agent.models.part_sizes import PartSizes
 from agent.models.tls import load_tls
@@ -39,6 +40,7 @@ class Bucket:
     port: int
     base_path: str
     region: str
+    proxy: Proxy | None = None
 
     def path(self, key: str, version_id: str = "") -> str:
         """Return path and query of an object, escaped as S3 signs it."""
@@ -135,6 +137,7 @@ class S3Source:
             port=parts.port or {"http": 80, "https": 443}[parts.scheme],
             base_path=parts.path[:-1],
             region=scope[2],
+            proxy=proxy_for(parts.scheme, parts.netloc),
         )
 
     async def tls(self) -> Tls:

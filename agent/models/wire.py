@@ -6,12 +6,12 @@ Bytes are received straight into the caller's buffer, a slice a call; the GIL is
 from __future__ import annotations
 
 import re
-import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from agent.core.errors import Permanent, Transient, cut
 from agent.models.channel import Channel, PlainChannel, Tls
+from agent.models.dial import DEMANDS_CREDENTIALS, connect
 from agent.models.source import Bucket
 
 SLICE_BYTES = 1 << 20  # between two slices a worker looks whether it should stop
@@ -97,13 +97,17 @@ class Wire:
     def _connected(self) -> Channel:
         if self._channel is None:
             bucket, patience = self._bucket, self._stall_seconds
-            sock = socket.create_connection((bucket.host, bucket.port), timeout=patience)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock = connect(
+                bucket.host, bucket.port, bucket.proxy, tunnel=self._tls is not None, patience_seconds=patience
+            )
             self._channel = self._tls.wrap(sock, bucket.host, patience) if self._tls else PlainChannel(sock, patience)
         return self._channel
 
     def _request(self, path: str, headers: Mapping[str, str]) -> bytes:
-        lines = [f"GET {path} HTTP/1.1", f"Host: {self._bucket.netloc}", *(f"{k}: {v}" for k, v in headers.items())]
+        bucket = self._bucket
+        if bucket.proxy is not None and self._tls is None:
+            path, headers = f"http://{bucket.netloc}{path}", {**headers, **bucket.proxy.headers}
+        lines = [f"GET {path} HTTP/1.1", f"Host: {bucket.netloc}", *(f"{k}: {v}" for k, v in headers.items())]
         return ("\r\n".join(lines) + "\r\n\r\n").encode("ascii")
 
     def abort(self) -> None:
@@ -185,6 +189,8 @@ def _refusal(channel: Channel, answer: Answer, room: memoryview) -> Exception:
         return Denied(f"access denied while reading ({status} {code})")
     if status >= 500 or status in (200, 408, 425, 429) or code in ("RequestTimeout", "SlowDown"):
         return Busy(f"S3 answered a range request with {status} {code}".rstrip())
+    if status == 407:
+        return Permanent(DEMANDS_CREDENTIALS)
     return Permanent(f"S3 refused a range request ({status} {code})")
 
 

@@ -28,9 +28,12 @@ REGION = "us-east-1"
 
 
 def command(
-    program: Path, address: str, directory: Path, access_log: Path, identity: Identity | None = None
+    program: Path, address: str, directory: Path, access_log: Path, identity: Identity | None = None, domain: str = ""
 ) -> list[str]:
-    """How the server is started; it needs `ENVIRONMENT | credentials()`, and `make_directories` first."""
+    """How the server is started; it needs `ENVIRONMENT | credentials()`, and `make_directories` first.
+
+    With a domain the bucket may be the first label of the host name.
+    """
     options = [
         f"--port={address}",
         "--keep-alive",
@@ -40,6 +43,8 @@ def command(
     ]
     if identity is not None:
         options += [f"--cert={identity.certificate}", f"--key={identity.key}"]
+    if domain:
+        options.append(f"--virtual-domain={domain}")
     return [str(program), *options, "posix", f"--versioning-dir={directory}/versions", f"{directory}/data"]
 
 
@@ -176,8 +181,8 @@ class S3Server(S3Client):
     identity it speaks TLS and is read from only; a second server without one, on the same directory, is written to.
     """
 
-    def __init__(self, directory: Path, identity: Identity | None = None) -> None:
-        self._identity = identity
+    def __init__(self, directory: Path, identity: Identity | None = None, *, domain: str = "") -> None:
+        self._identity, self._domain = identity, domain
         self.scheme = "https" if identity else "http"
         self.directory = directory.resolve()  # versitygw changes its own directory
         super().__init__(f"127.0.0.1:{free_port()}", self.directory / "access.log")
@@ -193,7 +198,7 @@ class S3Server(S3Client):
         if program is None:
             raise BedError(f"no versitygw: {needs.why_not('s3') or 'run `python3 -m tests.bed.provision --s3`'}")
         make_directories(self.directory)
-        told = command(program, self.address, self.directory, self._access_log, self._identity)
+        told = command(program, self.address, self.directory, self._access_log, self._identity, self._domain)
         with_parent = ["setpriv", "--pdeathsig", "KILL", *told]
         log = self.directory / "server.log"
         self._process = start(with_parent, log, ENVIRONMENT | credentials())
