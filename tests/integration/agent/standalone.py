@@ -27,6 +27,7 @@ from tests.bed.s3 import free_port
 T = TypeVar("T")
 PREWARM = str(Path(sys.executable).parent / "prewarm")
 NAMESPACE = "team"
+_STDOUT = threading.Lock()
 
 
 class Standalone:
@@ -116,7 +117,8 @@ class Standalone:
     def status(self) -> Status | None:
         """What `prewarm status --json` prints; None if it fails, as it does while no agent runs."""
         out = io.StringIO()
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(io.StringIO()):  # in this process: asked often
+        # in this process, as it is asked often; one at a time, as the whole process has one stdout
+        with _STDOUT, contextlib.redirect_stdout(out), contextlib.redirect_stderr(io.StringIO()):
             code = main(["status", "--json", "--socket", str(self.socket)])
         return Status(json.loads(out.getvalue())) if code == 0 else None
 

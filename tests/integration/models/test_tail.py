@@ -1,0 +1,72 @@
+"""The tail of a real source: a few answers that stall cost little time and few bytes."""
+
+from __future__ import annotations
+
+import random
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from agent.models.engine import Engine
+from agent.models.source import open_source, resolve
+from tests.bed.faultproxy import Request, Rule
+from tests.integration.models.conftest import SourceBucket, contents, noise
+
+MIB = 1 << 20
+ANSWERS = 512
+SMALL_PART = 64 << 10  # many answers of few bytes: what is measured is waiting, not this machine
+STALL_SECONDS = 5.0
+
+
+def fine_engine() -> Engine:
+    engine = Engine(connections=8, stall_seconds=20)
+    engine.part_bytes = SMALL_PART
+    return engine
+
+
+def directory(below: Path, name: str) -> Path:
+    (below / name).mkdir()
+    return below / name
+
+
+async def seconds_to_bring(bucket: SourceBucket, to: Path, engine: Engine) -> float:
+    async with open_source() as source:
+        manifest = await resolve(bucket.uri(), source)
+        began = time.monotonic()
+        await engine.download(manifest, source, to)
+        return time.monotonic() - began
+
+
+@pytest.fixture
+def fast_disk() -> Iterator[Path]:
+    """A directory in memory: what is measured here is not the disk, which others use too."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as directory:
+        yield Path(directory)
+
+
+async def test_one_answer_in_a_hundred_that_stalls_costs_little(bucket: SourceBucket, fast_disk: Path) -> None:
+    content = bucket.put("m/big.bin", noise(ANSWERS * SMALL_PART))
+    bucket.proxy.rules.append(Rule("slow", times=1 << 30, arg=0.5 * MIB))
+    plain = await seconds_to_bring(bucket, directory(fast_disk, "plain"), fine_engine())
+    seed = random.randrange(1 << 30)
+    stalled = set(random.Random(seed).sample(range(ANSWERS), ANSWERS // 100))
+    numbers, lock = iter(range(1 << 30)), threading.Lock()
+
+    def is_stalled(request: Request) -> bool:
+        with lock:
+            return request.is_range and next(numbers) in stalled
+
+    bucket.proxy.rules.insert(0, Rule("stall", times=len(stalled), arg=STALL_SECONDS, match=is_stalled))
+    engine = fine_engine()
+    tail = await seconds_to_bring(bucket, directory(fast_disk, "tail"), engine)
+    extra = engine.progress.fetched_bytes / len(content) - 1
+    told = f"seed {seed}: {plain:.2f} s without, {tail:.2f} s with {len(stalled)} stalls, {extra:.2%} more bytes"
+    print(told, dict(engine.tally.parts))
+    assert bucket.proxy.faults.count("stall") == ANSWERS // 100
+    assert contents(fast_disk / "tail" / "files") == {"big.bin": content}
+    assert tail <= 1.15 * plain, told
+    assert extra <= 0.04, told
