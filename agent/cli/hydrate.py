@@ -131,4 +131,6 @@ def _tell(fetched: Fetched, options: argparse.Namespace, seconds: float) -> None
     how = (
         f"fetched in {format_duration(seconds)} at {format_size(rate)}/s" if fetched.fetched_bytes else "already there"
     )
-    print(f"{fetched.files} files, {format_size(fetched.size_bytes)}, {how}, proved by {fetched.proof}: {options.to}")
+    unproved = "source unproved: it states no checksum of some files, their sizes and ETags agree"
+    proof = unproved if fetched.is_unproved else f"proved by {fetched.proof}"
+    print(f"{fetched.files} files, {format_size(fetched.size_bytes)}, {how}, {proof}: {options.to}")

@@ -325,7 +325,9 @@ async def _until_terminated(work: Any) -> int:
 async def _fetch_from_s3(uri: ModelUri, directory: Path) -> None:
     from agent.models.fetch import fetch
 
-    await fetch(uri, directory)
+    fetched = await fetch(uri, directory)
+    if fetched.is_unproved:
+        _print(f"{cut(uri, 200)} is {fetched.proof}: it states no checksum of some files, their sizes and ETags agree")
 
 
 def _print(line: str) -> None:

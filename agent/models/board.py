@@ -9,9 +9,11 @@ from typing import Any
 from agent.core.inventory import CacheUse, ModelLevel, ModelState, ModelsView
 from agent.core.latest import Latest
 from agent.core.refs import Digest, ModelUri
+from agent.models.checksum import UNPROVED
 from agent.models.store import Partial
 from agent.models.version import Version
 
+_UNPROVED = f"; {UNPROVED}: it states no checksum of some files, their sizes and ETags agree"
 _GRAIN_BYTES = 64 << 20  # free space is told in steps of this, rounded down, so that other writers wake nobody
 
 
@@ -30,8 +32,11 @@ class Board:
         return self._states.get(digest) or ModelState(digest=digest)
 
     def update(self, digest: Digest, **changes: Any) -> None:
-        """Change fields of one version's state."""
-        self._states[digest] = replace(self.state(digest), **changes)
+        """Change fields of one version's state. Of one that nothing proves, every reason says so."""
+        state = replace(self.state(digest), **changes)
+        if state.level.committed and state.proof == UNPROVED and not state.reason.endswith(_UNPROVED):
+            state = replace(state, reason=state.reason + _UNPROVED)
+        self._states[digest] = state
         self._publish()
 
     def committed(self, version: Version, reason: str, **changes: Any) -> None:

@@ -85,6 +85,17 @@ def algorithm_of(entry: ObjectEntry) -> str:
     return entry.checksum.partition(":")[0] if known else ""
 
 
+def hash_of(entry: ObjectEntry) -> tuple[str, tuple[int, ...]]:
+    """Return the algorithm that proves a file by a hash in order, and the parts it is of; ("", ()) where none is needed.
+
+    A SHA-256 listed beside an object counts instead of the source's own hash: one is enough, and it is no weaker.
+    """
+    if entry.sha256:
+        return "sha256", ()
+    algorithm = algorithm_of(entry)
+    return (algorithm, entry.part_sizes) if algorithm in HASHES else ("", ())
+
+
 def ends_of(part_sizes: Iterable[int]) -> tuple[int, ...]:
     """Return where each uploaded part ends."""
     return tuple(accumulate(part_sizes))
@@ -139,16 +150,27 @@ def check_whole(entry: ObjectEntry, sums: Iterable[RangeSums], hashed: bytes = b
     Args:
         entry: the object.
         sums: its ranges in order, without gaps.
-        hashed: its digest, for algorithms that cannot be joined.
+        hashed: its digest, where `hash_of` asks for one.
 
     Raises:
         Permanent: they differ.
     """
+    algorithm, proofs = algorithm_of(entry), []
+    if entry.sha256:
+        if hashed.hex() != entry.sha256:
+            raise _differs(entry, "sha256", "what SHA256SUMS states")
+        proofs.append("sha256")
+        algorithm = "" if algorithm in HASHES else algorithm
+    if algorithm:
+        _check_stated(entry, algorithm, list(sums), hashed)
+        proofs.insert(0, algorithm)
+    return ", ".join(proofs) or UNPROVED
+
+
+def _check_stated(entry: ObjectEntry, algorithm: str, in_order: list[RangeSums], hashed: bytes) -> None:
     from awscrt import checksums
 
-    algorithm, stated, in_order = algorithm_of(entry), entry.checksum.partition(":")[2], list(sums)
-    if not algorithm:
-        return UNPROVED
+    stated = entry.checksum.partition(":")[2]
     if algorithm in HASHES:
         found = hashed
     elif algorithm == "crc64nvme":
@@ -161,8 +183,11 @@ def check_whole(entry: ObjectEntry, sums: Iterable[RangeSums], hashed: bytes = b
     if entry.checksum_type == COMPOSITE:
         stated = stated.rpartition("-")[0]
     if not _same(stated, found, algorithm):
-        raise Permanent(f"{ascii(entry.key)[:200]} arrived whole but its {algorithm} differs from the source's")
-    return algorithm
+        raise _differs(entry, algorithm, "the source's")
+
+
+def _differs(entry: ObjectEntry, algorithm: str, whose: str) -> Permanent:
+    return Permanent(f"{ascii(entry.key)[:200]} arrived whole but its {algorithm} differs from {whose}")
 
 
 def _bytes(crc: int, algorithm: str) -> bytes:
@@ -195,5 +220,5 @@ def _same(stated: str, found: bytes, algorithm: str) -> bool:
 
 def proof_of(proofs: Iterable[str]) -> str:
     """Say in one word how a version was proved: the algorithms, or that a file's source states nothing to prove it by."""
-    found = sorted(set(proofs))
+    found = sorted({one for each in proofs for one in each.split(", ")})
     return UNPROVED if UNPROVED in found else ", ".join(found)

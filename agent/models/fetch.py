@@ -15,7 +15,7 @@ from pathlib import Path
 
 from agent.core.errors import Invalid, Permanent, PrewarmError, Transient, cut
 from agent.core.refs import Digest, ModelUri
-from agent.models.checksum import proof_of
+from agent.models.checksum import UNPROVED, proof_of
 from agent.models.disk import disk_error
 from agent.models.engine import Engine, Progress
 from agent.models.manifest import Manifest
@@ -40,6 +40,11 @@ class Fetched:
     files: int
     proof: str
     fetched_bytes: int
+
+    @property
+    def is_unproved(self) -> bool:
+        """True if the source states no checksum of some file."""
+        return self.proof == UNPROVED
 
 
 async def fetch(

@@ -14,6 +14,7 @@ from agent.core.errors import Invalid, Transient
 from agent.core.inventory import ModelLevel
 from agent.core.refs import Digest, ModelUri
 from agent.models.board import Board
+from agent.models.checksum import UNPROVED
 from agent.models.engine import Engine
 from agent.models.manifest import Manifest
 from agent.models.shelf import Shelf
@@ -111,8 +112,16 @@ class Hydration:
         seconds, fetched = self._clock.monotonic() - started, self._engine.progress.fetched_bytes
         version = await self._shelf.commit(manifest, proofs, self._clock.now())
         rate = fetched / seconds if fetched >= _MEASURED_BYTES and seconds > 0 else 0.0
-        self._board.committed(version, "every byte checked", rate_bytes_per_second=rate)
-        log.info("committed", uri=str(manifest.uri), digest=digest, bytes=total, seconds=round(seconds, 1))
+        reason = "every byte is here" if version.proof == UNPROVED else f"every byte checked by {version.proof}"
+        self._board.committed(version, reason, rate_bytes_per_second=rate)
+        log.info(
+            "committed",
+            uri=str(manifest.uri),
+            digest=digest,
+            bytes=total,
+            seconds=round(seconds, 1),
+            proof=version.proof,
+        )
 
     async def _tell(self, digest: Digest) -> None:
         """Publish progress and a smoothed rate, at most every PROGRESS_SECONDS."""

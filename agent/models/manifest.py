@@ -45,7 +45,8 @@ class ObjectEntry:
 
     `path` is relative, below the version's files. `checksum` is `<algorithm>:<value>` as the source states it (base64; hex
     for `md5`, which is an ETag), or "" where it states none. `part_sizes` are those of the parts it was uploaded in, if the
-    checksum is COMPOSITE and the source tells them.
+    checksum is COMPOSITE and the source tells them; `sha256` is what a `SHA256SUMS` beside it states, in hex. These two help
+    to prove it, and are no part of what the version is.
     """
 
     key: str
@@ -56,6 +57,7 @@ class ObjectEntry:
     checksum: str = ""
     checksum_type: str = ""
     part_sizes: tuple[int, ...] = ()
+    sha256: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,6 +156,7 @@ def manifest_to_json(manifest: Manifest) -> dict[str, object]:
                 "checksumType": o.checksum_type,
             }
             | ({"partSizes": list(o.part_sizes)} if o.part_sizes else {})
+            | ({"sha256": o.sha256} if o.sha256 else {})
             for o in manifest.objects
         ],
     }
@@ -191,7 +194,9 @@ def _entry(value: Mapping[str, object]) -> ObjectEntry:
         if not isinstance(found, str):
             raise TypeError(f"{name} is no text")
         text[name] = found
-    sizes = value.get("partSizes", [])
+    sizes, sha256 = value.get("partSizes", []), value.get("sha256", "")
+    if not isinstance(sha256, str):
+        raise TypeError("a SHA-256 is no text")
     if not isinstance(sizes, list) or not all(isinstance(s, int) and s > 0 for s in sizes):
         raise TypeError("a part size is no number")
     if sizes and sum(sizes) != size:
@@ -205,4 +210,5 @@ def _entry(value: Mapping[str, object]) -> ObjectEntry:
         checksum=text["checksum"],
         checksum_type=text["checksumType"],
         part_sizes=tuple(sizes),
+        sha256=sha256,
     )

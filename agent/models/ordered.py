@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 
-from agent.models.checksum import HASHES, algorithm_of, cuts, ends_of
+from agent.models.checksum import cuts, ends_of, hash_of
 from agent.models.manifest import ObjectEntry
 
 HOLD_SECONDS = 1.0
@@ -84,5 +84,5 @@ def _new(algorithm: str) -> hashlib._Hash:
 
 def hash_of_nothing(entry: ObjectEntry) -> bytes:
     """Return the digest that proves an object without bytes."""
-    algorithm = algorithm_of(entry)
-    return OrderedHash(algorithm).digest() if algorithm in HASHES else b""
+    algorithm, _ = hash_of(entry)
+    return OrderedHash(algorithm).digest() if algorithm else b""

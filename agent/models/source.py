@@ -10,8 +10,8 @@ import asyncio
 import contextlib
 import importlib
 import os
-from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import parse_qs, quote, urlsplit
 
@@ -19,9 +19,11 @@ from agent.core.errors import Permanent, PrewarmError, Transient, cut
 from agent.core.refs import ModelUri
 from agent.models.channel import Tls
 from agent.models.checksum import part_count, stated_checksum
+from agent.models.completeness import check_complete, named_files, names_files, refuse_large
 from agent.models.dial import Proxy, proxy_for
 from agent.models.manifest import COMPOSITE, MAX_OBJECTS, Listed, Manifest, ObjectEntry, choose
 from agent.models.part_sizes import PartSizes
+from agent.models.threads import in_thread
 from agent.models.tls import load_tls
 
 HEADS_AT_ONCE = 16
@@ -114,6 +116,24 @@ class S3Source:
             checksum_type=kind,
             part_sizes=parts,
         )
+
+    async def read(self, bucket: str, listed: Listed, version_id: str = "") -> bytes:
+        """Return the content of a small object as it was listed.
+
+        Raises:
+            Transient: also if it is no longer the object that was listed.
+            Permanent: denied or absent.
+        """
+        version = {"VersionId": version_id} if version_id else {}
+        content = bytearray()
+        with _told(f"read s3://{bucket}/{cut(ascii(listed.key)[1:-1], 200)}"):
+            answer = await self._client.get_object(Bucket=bucket, Key=listed.key, IfMatch=listed.etag, **version)
+            async with answer["Body"] as body:
+                while len(content) <= listed.size and (some := await body.read(1 << 20)):
+                    content += some
+        if len(content) != listed.size:
+            raise Transient(f"{cut(ascii(listed.key), 200)} changed while s3://{bucket} was listed")
+        return bytes(content)
 
     async def _head(self, bucket: str, key: str, version_id: str) -> Mapping[str, Any]:
         version = {"VersionId": version_id} if version_id else {}
@@ -215,18 +235,20 @@ async def resolve(uri: ModelUri, source: S3Source | None = None) -> Manifest:
     """Find the version that `uri` names now: list, HEAD each object, and refuse what cannot be a model on disk.
 
     Raises:
-        Permanent: denied, absent, empty, or an object that cannot be a file.
+        Permanent: denied, absent, empty, incomplete by its own account, or an object that cannot be a file.
         Transient: S3 is away or busy, or the objects changed meanwhile.
     """
     if source is None:
         async with open_source() as opened:
             return await resolve(uri, opened)
     chosen = choose(uri, await source.list_objects(uri))
+    digests = await _stated_digests(uri, source, chosen)
     gate = asyncio.Semaphore(HEADS_AT_ONCE)
 
     async def head(listed: Listed, path: str) -> ObjectEntry:
         async with gate:
-            return await source.head(uri.bucket, listed, path, uri.version_id)
+            entry = await source.head(uri.bucket, listed, path, uri.version_id)
+        return replace(entry, sha256=digests[path]) if path in digests else entry
 
     try:
         async with asyncio.TaskGroup() as heads:
@@ -237,6 +259,21 @@ async def resolve(uri: ModelUri, source: S3Source | None = None) -> Manifest:
             first = first.exceptions[0]
         raise first from None
     return Manifest(uri=uri, objects=tuple(t.result() for t in tasks))
+
+
+async def _stated_digests(uri: ModelUri, source: S3Source, chosen: Sequence[tuple[Listed, str]]) -> dict[str, str]:
+    """Return the SHA-256 that the model's own files state for others, by path; one GET for each such file.
+
+    Raises:
+        Permanent: a file that one of them names is absent.
+    """
+    naming = [(listed, path) for listed, path in chosen if uri.is_prefix and names_files(path)]
+    refuse_large({path: listed.size for listed, path in naming})
+    named = {}
+    for listed, path in naming:
+        content = await source.read(uri.bucket, listed, uri.version_id)
+        named[path] = await in_thread(named_files, path, content)
+    return check_complete(uri, {path for _, path in chosen}, named)
 
 
 def _quoted(etag: str) -> str:
@@ -303,6 +340,8 @@ def _client_error(doing: str, response: Mapping[str, Any]) -> PrewarmError:
         return Permanent(f"cannot {doing}: access denied ({shown}): check that these credentials may list and read it")
     if code == "NoSuchBucket":
         return Permanent(f"cannot {doing}: no such bucket")
+    if status == 412:
+        return Transient(f"cannot {doing}: it was replaced meanwhile")
     if code in _ABSENT or status == 404:
         return Permanent(f"cannot {doing}: no such key")
     return Permanent(f"cannot {doing}: S3 refused ({status} {shown})")

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from agent.core.errors import Permanent, PrewarmError, Transient, cut
 from agent.core.retry import Backoff
 from agent.models.channel import Tls
-from agent.models.checksum import HASHES, RangeSums, algorithm_of, check_whole, sum_range, whole_crc64
+from agent.models.checksum import RangeSums, check_whole, hash_of, sum_range, whole_crc64
 from agent.models.concurrency import Concurrency
 from agent.models.disk import RangeFiles
 from agent.models.flights import Copy, Flights, Superseded
@@ -153,12 +153,12 @@ class Transfer:
     def hash_of(self, file: int) -> OrderedHash | None:
         """Return the hash that proves a file; None where CRCs do."""
         entry = self.manifest.objects[file]
-        algorithm = algorithm_of(entry)
-        if algorithm not in HASHES:
+        algorithm, part_sizes = hash_of(entry)
+        if not algorithm:
             return None
         with self.lock:
             if file not in self._hashes:
-                self._hashes[file] = OrderedHash(algorithm, entry.part_sizes)
+                self._hashes[file] = OrderedHash(algorithm, part_sizes)
             return self._hashes[file]
 
     def finished(self, part: Part, sums: RangeSums) -> list[RangeSums] | None:

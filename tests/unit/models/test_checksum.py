@@ -2,9 +2,26 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
+from dataclasses import replace
+
 import pytest
 
-from agent.models.checksum import UNPROVED, cuts, ends_of, part_count, proof_of, stated_checksum
+from agent.core.errors import Permanent
+from agent.models.checksum import (
+    UNPROVED,
+    check_whole,
+    cuts,
+    ends_of,
+    hash_of,
+    part_count,
+    proof_of,
+    stated_checksum,
+    sum_range,
+)
+from agent.models.manifest import COMPOSITE, ObjectEntry
+from agent.models.ordered import OrderedHash
 
 MD5 = '"d41d8cd98f00b204e9800998ecf8427e"'
 PARTS = '"d41d8cd98f00b204e9800998ecf8427e-3"'
@@ -35,6 +52,7 @@ def test_stated_checksum(head: dict[str, str], etag: str, stated: tuple[str, str
 def test_one_unproved_file_makes_the_version_unproved() -> None:
     assert proof_of(["crc64nvme", UNPROVED]) == UNPROVED
     assert proof_of(["sha256", "crc64nvme", "sha256"]) == "crc64nvme, sha256"
+    assert proof_of(["crc64nvme, sha256", "crc64nvme"]) == "crc64nvme, sha256"
 
 
 @pytest.mark.parametrize(
@@ -48,3 +66,40 @@ def test_a_range_is_cut_where_uploaded_parts_end(offset: int, length: int, expec
 @pytest.mark.parametrize(("checksum", "count"), [("crc32c:AA==-12", 12), ("crc32c:AA==", 0), ("x-1234567", 0), ("", 0)])
 def test_part_count(checksum: str, count: int) -> None:
     assert part_count(checksum) == count
+
+
+DATA = b"a model's weights"
+BARE = ObjectEntry(key="k", path="k", size=len(DATA), etag=PARTS)
+
+
+def check(entry: ObjectEntry) -> str:
+    """Prove a file as a download does."""
+    algorithm, part_sizes = hash_of(entry)
+    hashing = OrderedHash(algorithm, part_sizes) if algorithm else None
+    if hashing:
+        hashing.feed(0, memoryview(DATA), lambda _offset, _length: iter(()))
+    return check_whole(entry, [sum_range(entry, 0, memoryview(DATA))], hashing.digest() if hashing else b"")
+
+
+@pytest.mark.parametrize(
+    ("entry", "proof"),
+    [
+        (BARE, "sha256"),
+        (replace(BARE, checksum="md5:00"), "sha256"),  # the stronger is enough
+        (replace(BARE, checksum="sha1:AA==-2", checksum_type=COMPOSITE, part_sizes=(1, len(DATA) - 1)), "sha256"),
+        (replace(BARE, checksum="crc32c:AA==-2", checksum_type=COMPOSITE), "sha256"),  # its parts are not told
+        (replace(BARE, checksum="crc64nvme:CRC"), "crc64nvme, sha256"),
+    ],
+    ids=["nothing stated", "md5", "sha1 of parts", "crc of unknown parts", "crc"],
+)
+def test_a_listed_digest_proves_a_file_and_a_wrong_one_refuses_it(entry: ObjectEntry, proof: str) -> None:
+    crc = base64.b64encode(sum_range(BARE, 0, memoryview(DATA)).crc64.to_bytes(8, "big")).decode()
+    entry = replace(entry, checksum=entry.checksum.replace("CRC", crc))
+    assert check(replace(entry, sha256=hashlib.sha256(DATA).hexdigest())) == proof
+    with pytest.raises(Permanent, match="its sha256 differs from what SHA256SUMS states"):
+        check(replace(entry, sha256=hashlib.sha256(b"other").hexdigest()))
+
+
+def test_a_listed_digest_does_not_excuse_a_wrong_crc() -> None:
+    with pytest.raises(Permanent, match="its crc64nvme differs from the source's"):
+        check(replace(BARE, checksum="crc64nvme:AAAAAAAAAAA=", sha256=hashlib.sha256(DATA).hexdigest()))
