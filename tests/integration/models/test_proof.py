@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +16,8 @@ from agent.core.errors import Permanent
 from agent.models.fetch import fetch
 from agent.models.source import resolve
 from tests.bed.faultproxy import Rule
-from tests.integration.models.conftest import SourceBucket, noise
+from tests.bed.s3 import S3Server
+from tests.integration.models.conftest import SourceBucket, environment, noise
 from tests.integration.models.test_engine import multipart
 from tests.integration.models.test_fetch import run, visible
 
@@ -70,3 +74,50 @@ async def test_a_file_that_is_not_the_listed_one_is_refused(bucket: SourceBucket
     with pytest.raises(Permanent, match="'m/a' arrived whole but its sha256 differs from what SHA256SUMS"):
         await fetch(bucket.uri(), tmp_path)
     assert visible(tmp_path) == {}
+
+
+PLAN = """
+import asyncio, json, resource, sys, time
+from agent.core.refs import parse_model_uri
+from agent.models.ranges import parts_of
+from agent.models.source import open_source, resolve
+
+def rss():
+    return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
+
+async def main():
+    async with open_source() as source:
+        await source.list_objects(parse_model_uri(sys.argv[1]))  # what the first request loads is no part of a plan
+        with open("/proc/self/clear_refs", "w") as file:
+            file.write("5")  # the peak counts from here
+        before, started = rss(), time.monotonic()
+        manifest = await resolve(parse_model_uri(sys.argv[2]), source)
+        digest, parts = manifest.digest, parts_of(manifest, 8 << 20)
+        seconds = time.monotonic() - started
+    peak = next(int(line.split()[1]) << 10 for line in open("/proc/self/status") if line.startswith("VmHWM"))
+    print(json.dumps([seconds, peak - before, manifest.size_bytes, len(parts)]))
+
+asyncio.run(main())
+"""
+
+
+def test_400_gb_are_planned_in_a_second_and_20_mb(server: S3Server, bucket: SourceBucket) -> None:
+    files = [f"model-{n:05}-of-00100.safetensors" for n in range(1, 101)]
+    for name in files:
+        bucket.put(f"m/{name}", b"x")
+        os.truncate(server.data(bucket.name, f"m/{name}"), 4_000_000_000)
+    weights = {f"model.layers.{n}.mlp.experts.{n % 256}.down_proj.weight": files[n % 100] for n in range(20_000)}
+    bucket.put(f"m/{INDEX}", json.dumps({"weight_map": weights}).encode())
+    told = subprocess.run(
+        [sys.executable, "-c", PLAN, str(bucket.uri("none/")), str(bucket.uri())],
+        env=os.environ | environment(server, server.url),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    seconds, memory_bytes, size_bytes, parts = json.loads(told.stdout)
+    assert size_bytes > 400e9
+    assert parts >= 100 * 477
+    assert seconds < 1
+    assert memory_bytes < 20e6
