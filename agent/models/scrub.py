@@ -1,6 +1,7 @@
 """The scrub: reads committed files back, slowly, in turns, past the page cache, and tells of a part that is not as it was.
 
-A turn through everything takes as long as the rate allows, and begins at most once a day. It starts at a random file, so that
+A turn through everything takes as long as the rate allows, and begins at most once a day; the first one some minutes after the
+start, when others want the disk. It starts at a random file, so that
 agents which restart often come by all of them too.
 """
 
@@ -24,6 +25,7 @@ from agent.models.version import FileRecord, why_broken
 
 SLICE_BYTES = 4 << 20  # read at a time: at 5 MB/s one short look at the disk a second
 TURN_SECONDS = 86400.0
+FIRST_SECONDS = 600.0
 _QUIET_SECONDS = 5.0  # how often it looks whether others still need the disk
 _LEAST_SECONDS = 0.01  # between two reads, however small
 
@@ -54,6 +56,7 @@ class Scrub:
     async def run(self) -> None:
         """Scrub until cancelled; return where the file system has no direct reads."""
         try:
+            await self._clock.sleep(FIRST_SECONDS)
             while True:
                 started = self._clock.monotonic()
                 await self._turn()

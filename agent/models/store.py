@@ -186,6 +186,7 @@ class Store:
         Raises:
             NoRoom: it does not fit, with numbers.
         """
+        fresh = not (self.root / "staging" / manifest.digest).exists()
         directory = self.stage(manifest.digest)
         have = keep(directory, manifest, donors_of((v, self.directory(v.digest) / "files") for v in versions))
         target = manifest.size_bytes - sum(r.size for r in have)
@@ -198,6 +199,8 @@ class Store:
         try:
             space_of(self.root).check(needed, high_watermark, reserved)
         except NoRoom:
+            if fresh:
+                remove_tree(directory)
             if not (directory / SALVAGE).exists():
                 raise
             remove_tree(directory / SALVAGE)  # rather fetch a bad file as a whole than not at all

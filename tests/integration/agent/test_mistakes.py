@@ -263,14 +263,14 @@ def test_hydrate_says_what_s3_or_the_disk_refuses(tmp_path: Path) -> None:
         "AWS_REGION": "us-east-1",
     }
     code, told = call("hydrate", "s3://bucket/m/", "--to", tmp_path / "x", environment=environment)
-    assert code == 1
+    assert code == 75  # another try is worth it
     assert "S3 does not answer" in told
     assert "secret-value" not in told
     code, told = call("hydrate", "s3://bucket/m/", "--to", tmp_path / "x", environment={"HOME": str(tmp_path)})
     assert code == 1
     assert "credentials" in told
     code, told = call("hydrate", "s3://bucket/m/", "--to", "/proc/nowhere", environment=environment)
-    assert code == 1
+    assert code in (1, 75)
     assert "/proc/nowhere" in told or "S3 does not answer" in told
 
 

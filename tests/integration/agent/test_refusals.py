@@ -64,7 +64,7 @@ def test_a_model_that_does_not_fit_is_refused_with_numbers_while_its_sibling_goe
     weights.put("big", 80_000_000, files=4)
     files = weights.put("small", 4_000_000)
     free_before = shutil.disk_usage(small_disk).free
-    agent = make_agent(weights.environment, root=small_disk / "prewarm")
+    agent = make_agent(weights.environment, root=small_disk / "prewarm", high_watermark="0.85")
     agent.write_plan({"big": [weights.uri("big")], "small": [weights.uri("small")]})
     agent.start()
 
@@ -87,7 +87,7 @@ def test_a_disk_that_others_fill_later_takes_nothing_from_a_model_once_admitted(
 ) -> None:
     files = weights.put("first", 24_000_000)
     weights.put("second", 4_000_000)
-    agent = make_agent(weights.environment, root=small_disk / "prewarm")
+    agent = make_agent(weights.environment, root=small_disk / "prewarm", high_watermark="0.85")
     agent.write_plan({"first": [weights.uri("first")]})
     weights.slow_down(2e6)
     agent.start()

@@ -70,7 +70,7 @@ def plan_of(order: Mapping[str, Any], manifests: Mapping[str, Manifest]) -> Node
 
 
 async def run(root: Path, source: KnownSource, plan: NodePlan) -> None:
-    eviction.WAIT_SECONDS, scrub.TURN_SECONDS = 0.02, 0.01
+    eviction.WAIT_SECONDS, scrub.TURN_SECONDS, scrub.FIRST_SECONDS = 0.02, 0.01, 0.0
 
     @asynccontextmanager
     async def known() -> AsyncIterator[S3Source]:

@@ -106,6 +106,7 @@ async def test_a_part_gone_bad_on_disk_is_withdrawn_in_every_version_and_fetched
         new = (await resolve(bucket.uri())).digest
         await r.bring(want(bucket.uri(), old, "old"), want(bucket.uri(), new, "new"))
         await r.until(lambda v: committed(v, old, new))
+    monkeypatch.setattr(scrub, "FIRST_SECONDS", 0.05)
     monkeypatch.setattr(scrub, "TURN_SECONDS", 0.05)
     shared = files_of(tmp_path, old) / "big.bin"
     before = len(bucket.proxy.ranges)

@@ -230,7 +230,7 @@ async def test_a_disk_that_others_fill_in_mid_download_is_one_clear_error_and_is
 ) -> None:
     monkeypatch.setattr(os, "posix_fallocate", lambda *_: None)  # as on a file system that cannot reserve
     one = await endpoint(bucket, "one", 36 * MIB)
-    bucket.proxy.rules.append(Rule("slow", times=99, arg=20e6))
+    bucket.proxy.rules.append(Rule("slow", times=99, arg=2e6))
     async with node(disk / "root") as n:
         n.assign(one, waiting=("one",))
         async with asyncio.timeout(20):
