@@ -36,7 +36,11 @@ class Warm:
     def wait_ready(self, seconds: int = 90) -> None:
         """Wait until the label stands (again)."""
         try:
-            wait_label(self.bed, self.node, self.label, READY, seconds)
+            wait_until(
+                lambda: any(node_labels(self.bed, n).get(self.label) == READY for n in self.bed.nodes),
+                seconds,
+                f"{self.label} on a node again",  # which one: a node that was sick for a while may have lost its place
+            )
         except BedError:
             print({node: node_labels(self.bed, node) for node in self.bed.nodes})
             print(self.bed.kubectl("get", "nw", "-o", "yaml"))
@@ -76,9 +80,7 @@ def endpoint(bed: Bed, product: Product, tmp_path_factory: pytest.TempPathFactor
 def warm(bed: Bed, product: Product, endpoint: tuple[str, str]) -> Iterator[Warm]:
     """The endpoint, ready; what a test broke is mended afterwards."""
     label = endpoint_label(*endpoint)
-    holder = wait_until(
-        lambda: [n for n in bed.nodes if node_labels(bed, n).get(label) == READY], 120, f"{label} on a node"
-    )
+    holder = wait_until(lambda: settled(bed, endpoint, label), 180, f"{label} where it is assigned, all GPUs healthy")
     yield Warm(bed=bed, product=product, node=holder[0], label=label)
     for control in product.gpus.values():
         control.clear(gpus=GPUS)
@@ -269,6 +271,19 @@ def no_planner(bed: Bed, dead: str = "") -> Iterator[None]:
         yield
     finally:
         bed.kubectl(*scale, "--replicas=2")
+
+
+def settled(bed: Bed, endpoint: tuple[str, str], label: str) -> list[str]:
+    """The node that is assigned the endpoint and claims it; nothing while a GPU is sick: the endpoint moves then, and back."""
+    if any(node_labels(bed, n).get("prewarm.dev/gpu") != "healthy" for n in bed.nodes):
+        return []
+    warmups = bed.api.get("/apis/prewarm.dev/v1alpha1/nodewarmups")["items"]
+    assigned = [
+        w["metadata"]["name"]
+        for w in warmups
+        if any((e["namespace"], e["name"]) == endpoint for e in w["spec"].get("endpoints", []))
+    ]
+    return [n for n in assigned if node_labels(bed, n).get(label) == READY] if len(assigned) == 1 else []
 
 
 @contextmanager
