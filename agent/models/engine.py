@@ -30,7 +30,8 @@ from agent.models.tail import Tail
 from agent.models.tally import Tally
 from agent.models.threads import in_thread
 from agent.models.throttle import Throttle
-from agent.models.transfer import FileProof, Origin, Transfer, Tuning, Worker
+from agent.models.transfer import FileProof, Transfer, Tuning
+from agent.models.worker import Origin, Worker
 
 BUFFERS_BYTES = 96 << 20  # all buffers together: with the interpreter and the S3 client below 200 MB
 _LAST_SECONDS = 0.5  # threads end within this, unless the network hangs
