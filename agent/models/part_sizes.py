@@ -1,5 +1,7 @@
 """In which parts an object was uploaded: what a composite checksum is to be compared by.
 
+An outage while asking is an outage: it raises, rather than leave a provable object unproved.
+
 GetObjectAttributes tells a thousand parts a request, but wants a permission of its own and is not known to every server;
 HEAD with a part number tells one. Where neither does, the object's checksum cannot be compared and its source is unproved.
 """
@@ -13,6 +15,7 @@ from agent.models.manifest import Listed
 
 MOST_HEADS = 1000  # requests for one object
 _AT_ONCE = 8
+_BUSY = (429, 500, 502, 503, 504)  # not 501: what a server does not know it will not know later
 
 
 class PartSizes:
@@ -32,7 +35,7 @@ class PartSizes:
         return ()
 
     async def _attributes(self, count: int) -> tuple[int, ...]:
-        from botocore.exceptions import BotoCoreError, ClientError
+        from botocore.exceptions import ClientError
 
         sizes: list[int] = []
         try:
@@ -44,7 +47,11 @@ class PartSizes:
                 if not parts:
                     return ()
                 sizes += [int(p["Size"]) for p in parts]
-        except (ClientError, BotoCoreError, KeyError, TypeError, ValueError):
+        except ClientError as error:
+            if _is_busy(error):
+                raise
+            return ()
+        except (KeyError, TypeError, ValueError):
             return ()  # not permitted, not known, or nonsense: the other way may do
         return tuple(sizes)
 
@@ -63,6 +70,20 @@ class PartSizes:
         try:
             async with asyncio.TaskGroup() as heads:
                 tasks = [heads.create_task(one(n), name=f"part {n}") for n in range(1, count + 1)]
-        except* (ClientError, BotoCoreError, KeyError, ValueError):
+        except* (ClientError, KeyError, ValueError) as failed:
+            if (busy := failed.subgroup(_is_busy)) is not None:
+                raise _first(busy) from None
             tasks = []
+        except* BotoCoreError as failed:
+            raise _first(failed) from None
         return tuple(t.result() for t in tasks)
+
+
+def _is_busy(error: BaseException) -> bool:
+    status: object = getattr(error, "response", {}).get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    return status in _BUSY
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    error = group.exceptions[0]
+    return _first(error) if isinstance(error, BaseExceptionGroup) else error

@@ -123,21 +123,6 @@ class ModelService:
         await self._shelf.refer(pod_uid, digests)
         await self._tell_use()
 
-    async def pin(self, digest: Digest) -> None:
-        """Keep a version, whatever comes, until it is unpinned.
-
-        Raises:
-            Permanent: it is not committed here.
-        """
-        await self._shelf.pin(digest, self._clock.now())
-        await self._tell_use()
-
-    async def unpin(self, digest: Digest) -> bool:
-        """Lift a pin; False if there was none."""
-        lifted = await self._shelf.unpin(digest)
-        await self._tell_use()
-        return lifted
-
     async def remove(self, digest: Digest) -> None:
         """Remove a version as an eviction does: claim first, then a look at who uses it. Returns when it is gone.
 

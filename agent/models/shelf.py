@@ -132,14 +132,6 @@ class Shelf:
         space = await self._disk(space_of, self.store.root)
         return max(0, needed_bytes - space.room_bytes(high_watermark))
 
-    async def pin(self, digest: Digest, now: datetime) -> None:
-        """Pin a version; see `Store.pin`."""
-        await self._disk(self.store.pin, digest, now)
-
-    async def unpin(self, digest: Digest) -> bool:
-        """Lift a pin; see `Store.unpin`."""
-        return await self._disk(self.store.unpin, digest)
-
     async def make_views(self, wanted: Iterable[ViewSpec]) -> None:
         """Make the views that are wanted of committed versions, and mend damaged ones.
 

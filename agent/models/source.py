@@ -105,7 +105,8 @@ class S3Source:
         version = head.get("VersionId") or version_id
         parts: tuple[int, ...] = ()
         if kind == COMPOSITE:
-            parts = await PartSizes(self._client, bucket, listed, version_id).find(part_count(checksum))
+            with _told(f"read s3://{bucket}/{cut(ascii(listed.key)[1:-1], 200)}"):
+                parts = await PartSizes(self._client, bucket, listed, version_id).find(part_count(checksum))
         return ObjectEntry(
             key=listed.key,
             path=path,

@@ -237,6 +237,18 @@ async def test_a_multipart_object_is_proved(
     assert [p.proof for p in proofs] == [proof]
 
 
+async def test_a_busy_source_asked_for_parts_is_an_outage_and_leaves_nothing_unproved(bucket: SourceBucket) -> None:
+    await multipart(
+        bucket, "m/big.bin", [noise(5 * MIB, 1), b"end"], ChecksumAlgorithm="CRC32C", ChecksumType="COMPOSITE"
+    )
+    bucket.proxy.rules.append(Rule("503", times=99, match=lambda r: "partnumber=" in r.path.lower()))
+    async with open_source() as source:
+        with pytest.raises(Transient, match="S3 is busy"):
+            await resolve(bucket.uri(), source)
+        bucket.proxy.rules.clear()
+        assert (await resolve(bucket.uri(), source)).objects[0].part_sizes == (5 * MIB, 3)
+
+
 @pytest.mark.parametrize("algorithm", ["CRC32C", "SHA256"])
 async def test_a_byte_that_flipped_is_found_by_a_composite_checksum(
     bucket: SourceBucket, tmp_path: Path, algorithm: str
