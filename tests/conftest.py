@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 from collections.abc import AsyncIterator
 
 import hypothesis
@@ -13,6 +14,9 @@ import pytest_asyncio
 # How long one example takes says more about the machine's other work than about the code.
 hypothesis.settings.register_profile("prewarm", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile("prewarm")
+
+# A shell that runs the tests in the background has SIGINT ignored, which the commands under test would inherit.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

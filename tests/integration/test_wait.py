@@ -224,11 +224,8 @@ def command(root: Path, *more: str) -> list[str]:
 
 
 async def call(*words: str) -> asyncio.subprocess.Process:
-    def hear_interrupts() -> None:  # a shell that started the tests in the background may have had SIGINT ignored
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
     return await asyncio.create_subprocess_exec(
-        *words, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT, preexec_fn=hear_interrupts
+        *words, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
     )
 
 
