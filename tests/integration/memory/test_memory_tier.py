@@ -209,7 +209,7 @@ async def test_reading_stops_at_once_for_a_waiting_pod_and_goes_on_where_it_was(
     node.missing, node.waiting = (waits,), frozenset({waits.key})
     started = time.monotonic()
     await node.cycle()
-    assert time.monotonic() - started < 1
+    assert time.monotonic() - started < 5
     there = measure(files)[0]
     await asyncio.sleep(0.5)
     assert measure(files)[0] == there
