@@ -118,7 +118,9 @@ def test_a_deleted_image_takes_the_label_within_two_seconds(warm: Warm) -> None:
 
 
 def test_a_truncated_model_file_takes_the_label_within_one_proof_cycle(warm: Warm) -> None:
-    store = warm.bed.disk(warm.node) / "var/lib/prewarm/store"
+    spec = warm.bed.api.get(f"/apis/prewarm.dev/v1alpha1/nodewarmups/{warm.node}")["spec"]
+    digest = next(e["models"][0]["digest"] for e in spec["endpoints"] if e["name"] == "truth")
+    store = warm.bed.disk(warm.node) / "var/lib/prewarm/store" / digest
     file = max(store.rglob("*.safetensors"), key=lambda p: p.stat().st_size)
     file.chmod(0o644)
     since = time.monotonic()
