@@ -59,7 +59,8 @@ async def compose_agent(process: Process) -> None:
     from agent.models.memory_tier import MemoryTier
     from agent.models.resident import files_of
     from agent.models.service import ModelService
-    from agent.node.local_api import LocalApi, LocalCells
+    from agent.node.grants import LocalCells
+    from agent.node.local_api import LocalApi
     from agent.node.loop import DecideLoop, Decisions, Facts
     from agent.node.waiting import WaitingLine
     from agent.observe.hydrations import HydrationWatch

@@ -1,5 +1,7 @@
 """The agent's gRPC sockets: `agent.sock` for pods (anyone may connect, nothing may be changed), `admin.sock` for root.
 
+Beside them lies `ask.sock` (ask_socket.py).
+
 Requests from pods are untrusted: sizes and numbers are bounded, values checked, and who asks must be a pod whose sandbox the
 container runtime knows.
 """
@@ -7,9 +9,8 @@ container runtime knows.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,54 +19,27 @@ import grpc.aio
 import structlog
 from google.protobuf.message import DecodeError
 
-from agent.core.assignment import Assignment
 from agent.core.clock import Clock
 from agent.core.errors import Invalid, PrewarmError, Transient, cut
-from agent.core.inventory import Inventory
-from agent.core.latest import Latest, Signal
+from agent.core.latest import Signal
 from agent.core.refs import Digest, EndpointKey, parse_digest
-from agent.core.sandbox import Sandbox
+from agent.node.ask_socket import serving_questions
+from agent.node.grants import Grants, LocalCells, RefKeeper, Sandboxes, UnknownPod
 from agent.node.local_messages import progress_message, status_message
 from agent.node.readiness import Readiness
-from agent.node.waiting import SERVICE, Full, Outlook, WaitingLine, WaitOrder, outlook, parse_order
+from agent.node.waiting import SERVICE, Full, WaitingLine, WaitOrder, parse_order
 from agent.pb.prewarm.v1 import local_pb2
-from agent.plan.decision import NodePlan
 
 _REQUEST_BYTES = 256 * 1024  # 50 models with URIs of 2 KiB, and room
 _MAX_STREAMS = 1024
 _PATIENCE_SECONDS = 3.0  # a pod may come a moment before the assignment that names its new version
 _PROGRESS_SECONDS = 1.0
 _VIEW_SECONDS = 0.25  # a view follows its commit within moments; the disk tells no one
-_ASK_SECONDS = 10.0
 _SOCKET_PATH_BYTES = 107  # sun_path of unix(7)
 
 Send = Callable[[local_pb2.WaitProgress], Awaitable[None]]
 
 log = structlog.get_logger()
-
-
-class Sandboxes(Protocol):
-    """Who runs on this node, by the container runtime."""
-
-    async def sandboxes(self) -> Sequence[Sandbox]:
-        """Return all pod sandboxes.
-
-        Raises:
-            Transient: the runtime does not answer.
-        """
-        ...
-
-
-class RefKeeper(Protocol):
-    """The record of which pod uses which version."""
-
-    async def add(self, pod_uid: str, digests: Sequence[Digest]) -> None:
-        """Record durably that a pod uses these versions.
-
-        Raises:
-            Transient: it could not be recorded, or a version has just gone.
-        """
-        ...
 
 
 class Remover(Protocol):
@@ -78,16 +52,6 @@ class Remover(Protocol):
             Permanent: it stays, for the reason told.
         """
         ...
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LocalCells:
-    """What the sockets tell of. `inventory` is the one the plan was made from."""
-
-    assignment: Latest[Assignment | None]
-    inventory: Latest[Inventory]
-    plan: Latest[NodePlan]
-    readiness: Latest[Readiness | None]
 
 
 class Refused(Exception):
@@ -122,9 +86,8 @@ class LocalApi:
         self._run_dir = run_dir
         self._cells = cells
         self._line = line
-        self._refs, self._remover = refs, remover
-        self._sandboxes = sandboxes
-        self._view_path = view_path
+        self._remover = remover
+        self._grants = Grants(cells=cells, refs=refs, sandboxes=sandboxes, view_path=view_path)
         self._clock = clock
         self._patience_seconds = patience_seconds
 
@@ -139,7 +102,8 @@ class LocalApi:
             for server, name, mode in zip(servers, ("agent.sock", "admin.sock"), (0o666, 0o600), strict=True):
                 await server.start()
                 (self._run_dir / name).chmod(mode)
-            await asyncio.Event().wait()
+            async with serving_questions(self._run_dir / "ask.sock", self._grants):
+                await asyncio.Event().wait()
         finally:
             for server in servers:
                 await server.stop(grace=None)
@@ -202,12 +166,14 @@ class LocalApi:
         try:
             order = _order(request)
             await context.write(local_pb2.WaitProgress(message="the agent of this node is asked"))
-            await self._check_pod(order)
+            await self._grants.check_pod(order)
             with self._line.standing(order.endpoint):
                 async with asyncio.timeout(order.timeout_seconds or None):
                     await self._follow(order, context.write)
         except Refused as refused:
             await context.abort(refused.code, refused.reason)
+        except UnknownPod as error:
+            await context.abort(grpc.StatusCode.PERMISSION_DENIED, cut(error))
         except Invalid as error:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, cut(error))
         except Full as error:
@@ -216,23 +182,6 @@ class LocalApi:
             await context.abort(grpc.StatusCode.UNAVAILABLE, cut(error))
         except TimeoutError:
             await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "the models are not here within the pod's timeout")
-
-    async def _check_pod(self, order: WaitOrder) -> None:
-        if self._sandboxes is None:
-            return
-        try:
-            async with asyncio.timeout(_ASK_SECONDS):
-                known = await self._sandboxes.sandboxes()
-        except TimeoutError as error:
-            raise Transient("the container runtime does not answer") from error
-        if not any(
-            s.ready and (s.uid, s.namespace, s.name) == (order.pod_uid, order.endpoint.namespace, order.pod_name)
-            for s in known
-        ):
-            raise Refused(
-                grpc.StatusCode.PERMISSION_DENIED,
-                f"no pod {order.endpoint.namespace}/{order.pod_name} with uid {order.pod_uid} runs on this node",
-            )
 
     async def _follow(self, order: WaitOrder, send: Send) -> None:
         """Send progress, at most once a second, until every version is committed, seen in its view and referred to."""
@@ -245,12 +194,12 @@ class LocalApi:
             sent: local_pb2.WaitProgress | None = None
             next_at = self._clock.monotonic()
             while True:
-                now = self._outlook(order)
+                now = self._grants.outlook(order)
                 if now.refusal:
                     raise Refused(grpc.StatusCode.NOT_FOUND, now.refusal)
-                if await self._granted(order, now):
-                    return await send(progress_message(now, self._paths(order, now), ready=True))
-                progress = progress_message(now, self._paths(order, now), ready=False)
+                if await self._grants.granted(order, now):
+                    return await send(progress_message(now, self._grants.paths(order, now), ready=True))
+                progress = progress_message(now, self._grants.paths(order, now), ready=False)
                 left = next_at - self._clock.monotonic()
                 if progress != sent and left <= 0:
                     await send(progress)
@@ -265,27 +214,8 @@ class LocalApi:
         """Give an assignment that is on its way a moment; the refusal itself is left to the caller."""
         with suppress(TimeoutError):
             async with asyncio.timeout(self._patience_seconds):
-                while self._outlook(order).refusal:
+                while self._grants.outlook(order).refusal:
                     await signal.wait()
-
-    def _outlook(self, order: WaitOrder) -> Outlook:
-        cells = self._cells
-        return outlook(order, cells.assignment.get(), cells.inventory.get(), cells.plan.get().refusals)
-
-    def _paths(self, order: WaitOrder, now: Outlook) -> dict[str, Path]:
-        return {m.name: self._view_path(order.endpoint, m.digest) for m in now.models if m.digest}
-
-    async def _granted(self, order: WaitOrder, now: Outlook) -> bool:
-        """True once the versions can be handed out: the reference stands before the answer, the views after it still."""
-        paths = list(self._paths(order, now).values())
-        if not now.committed or not await asyncio.to_thread(_all_stand, paths):
-            return False
-        try:
-            await self._refs.add(order.pod_uid, [m.digest for m in now.models if m.digest])
-        except Transient as error:
-            log.warning("a pod's reference is not recorded", pod=order.pod_uid, error=cut(error))
-            return False
-        return self._outlook(order) == now and await asyncio.to_thread(_all_stand, paths)
 
 
 def _remove_handler(remover: Remover) -> Any:
@@ -311,10 +241,6 @@ def _code_of(error: PrewarmError) -> grpc.StatusCode:
             return grpc.StatusCode.UNAVAILABLE
         case _:
             return grpc.StatusCode.FAILED_PRECONDITION
-
-
-def _all_stand(paths: Sequence[Path]) -> bool:
-    return all(p.is_dir() for p in paths)
 
 
 def _read(raw: bytes) -> local_pb2.WaitRequest | None:

@@ -27,8 +27,9 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 MBIT = 400
 MODEL_BYTES = 200_000_000
 REPLICAS = 4
-RUNNING_SECONDS = (
-    15  # a cold start takes longer; the target is 2.5 s on a quiet machine, and what was measured is printed
+RUNNING_SECONDS = 2.5  # a cold start takes many times as long
+OVER_FLOOR_SECONDS = (
+    2.0  # kubelet looks once a second whether an init container has ended: each side may have had the luck
 )
 HISTOGRAMS = ("cold_start_total_seconds", "image_pull_seconds", "model_load_seconds")
 
@@ -95,12 +96,15 @@ def test_the_node_is_ready_before_the_window_and_pods_start_warm_there(
     # The init container's image is one more to prove, so the label may be gone for a moment.
     wait_until(lambda: image_warm(bed, warm, name, product_image(bed)), 60, "the init container's image is proved too")
     wait_label(bed, warm, label, READY)
+    floor = floor_seconds(bed, namespace, name)
     before = histogram_counts(bed, warm, name)
     pods = scale_up(bed, namespace, name)
     assert {p.pod["spec"]["nodeName"] for p in pods} == {warm}
     slowest = max(p.running - p.created for p in pods)
-    print(f"created -> Running, {REPLICAS} pods on {warm}: {[round(p.running - p.created, 2) for p in pods]} s")
-    assert slowest <= RUNNING_SECONDS
+    print(
+        f"created -> Running, {REPLICAS} pods on {warm}: {[round(p.running - p.created, 2) for p in pods]} s, floor {floor:.2f}"
+    )
+    assert slowest <= max(RUNNING_SECONDS, floor + OVER_FLOOR_SECONDS)
     assert not [e for e in events(bed, namespace) if e["reason"] == "Pulling" and SERVER in e["message"]]
     assert not weights_read_by_pods(bed, pods)
 
@@ -242,6 +246,25 @@ def scale_up(bed: Bed, namespace: str, name: str) -> list[Started]:
     bed.api.until(f"/api/v1/namespaces/{namespace}/pods", all_running, 60)
     found = {p["metadata"]["name"]: p for p in pods_of(bed, namespace, name)}
     return [Started(pod=found[k], created=seen.created[k], running=seen.running[k]) for k in seen.running]
+
+
+def floor_seconds(bed: Bed, namespace: str, name: str) -> float:
+    """Created -> Running of the slowest of REPLICAS pods as those of `name`, whose init container only starts and ends."""
+    made = bed.get("deployment", name, namespace)
+    template, label = made["spec"]["template"], {"app": f"{name}-floor"}
+    template["metadata"] = {"labels": label}
+    template["spec"]["initContainers"][0] |= {"command": ["/opt/prewarm/bin/python", "-S", "-c", "pass"], "args": []}
+    manifest = {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": {"name": f"{name}-floor"},
+        "spec": {"replicas": 0, "selector": {"matchLabels": label}, "template": template},
+    }
+    bed.apply(manifest, namespace)
+    pods = scale_up(bed, namespace, f"{name}-floor")
+    bed.kubectl("-n", namespace, "delete", "deployment", f"{name}-floor", "--wait=false")
+    wait_until(lambda: not pods_of(bed, namespace, f"{name}-floor"), 60, "the pods of the floor are gone")
+    return max(p.running - p.created for p in pods)
 
 
 def ready(bed: Bed, namespace: str, name: str, count: int = REPLICAS) -> list[Started]:

@@ -21,7 +21,8 @@ from agent.core.inventory import Inventory, ModelLevel, ModelState
 from agent.core.latest import Latest
 from agent.core.refs import Digest, EndpointKey
 from agent.core.sandbox import Sandbox
-from agent.node.local_api import LocalApi, LocalCells
+from agent.node.grants import LocalCells
+from agent.node.local_api import LocalApi
 from agent.node.local_client import Away, LocalClient, Progress
 from agent.node.readiness import Readiness, readiness
 from agent.node.waiting import WaitingLine, WaitOrder, parse_order

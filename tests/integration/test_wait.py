@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from agent.cli.wait import EXIT_FAILED, EXIT_OK, EXIT_TERMINATED, Plan, link, wait
+from agent.cli.wait import EXIT_FAILED, EXIT_OK, EXIT_TERMINATED, Plan, at_once, link
+from agent.cli.waiting_pod import wait
 from agent.core.errors import Permanent
 from agent.core.refs import ModelUri, parse_model_source
 from tests.integration.test_local_api import UID, loading, serving
@@ -277,3 +278,64 @@ async def test_a_log_that_nobody_reads_changes_no_exit_code(tmp_path: Path) -> N
 
 async def test_a_pod_without_models_goes_on_at_once(tmp_path: Path) -> None:
     assert await Pod().run(order(tmp_path, models=())) == EXIT_OK
+
+
+async def test_what_is_here_is_linked_at_once_and_without_grpc(tmp_path: Path) -> None:
+    async with serving(tmp_path) as node:
+        view = node.show()
+        node.prove(warm())
+        words = command(tmp_path)[command(tmp_path).index("wait") :]
+        script = f"import sys; from agent.cli import main; print(main({words!r}), 'grpc' in sys.modules, 'asyncio' in sys.modules)"
+        process = await call(sys.executable, "-c", script)
+        out, _ = await process.communicate()
+    assert out.decode().splitlines() == [f"llama -> {view}", "0 False False"]
+    assert (tmp_path / "models" / "llama").readlink() == view
+    assert node.refs.kept == [(UID, (DIGEST,))]
+
+
+async def test_nothing_is_linked_at_once_that_may_not_be(tmp_path: Path) -> None:
+    async with serving(tmp_path) as node:
+        plan, ask = order(tmp_path), asyncio.to_thread
+        assert await ask(at_once, plan) == {}  # nothing is proved yet
+        node.prove(warm())
+        assert await ask(at_once, plan) == {}  # committed, but not in its view
+        view = node.show()
+        assert await ask(at_once, replace(plan, pod_uid="22222222-0000-4000-8000-000000000000")) == {}
+        assert await ask(at_once, replace(plan, models=(parse_model_source("llama=s3://weights/other/"),))) == {}
+        assert await ask(at_once, replace(plan, views=tmp_path / "elsewhere")) == {}
+        assert node.refs.kept == [(UID, (DIGEST,))]  # of the last: it was granted, and its path is not mounted there
+        assert await ask(at_once, plan) == {"llama": view}
+
+
+@pytest.mark.parametrize(
+    "question",
+    [b"", b"\n", b"[1]\n", b"{}\n", b'{"models": 1}\n', b"[" * 9000 + b"\n", b"x" * 300_000, b'{"a": \xff}\n'],
+)
+async def test_a_question_that_is_none_is_answered_with_nothing(tmp_path: Path, question: bytes) -> None:
+    async with serving(tmp_path):
+        reader, writer = await asyncio.open_unix_connection(tmp_path / "run" / "ask.sock")
+        writer.write(question)
+        writer.write_eof()
+        async with asyncio.timeout(10):
+            try:
+                answer = await reader.read()
+            except ConnectionResetError:
+                answer = b""
+        writer.close()
+        assert answer in (b"", b'{"paths": {}}\n')
+        assert await asyncio.to_thread(at_once, order(tmp_path)) == {}
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [b"", b"no\n", b"[]\n", b'{"paths": []}\n', b'{"paths": {"llama": 1}}\n', b'{"paths": {"llama": "/etc"}}\n'],
+)
+async def test_an_answer_that_is_none_leads_to_waiting(tmp_path: Path, answer: bytes) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readline()
+        writer.write(answer)
+        writer.close()
+
+    (tmp_path / "run").mkdir()
+    async with await asyncio.start_unix_server(serve, tmp_path / "run" / "ask.sock"):
+        assert await asyncio.to_thread(at_once, order(tmp_path)) == {}
