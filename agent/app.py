@@ -320,8 +320,8 @@ class _Models:
     """The planner's ModelResolver, by the models room."""
 
     async def resolve(self, uri: ModelUri) -> tuple[Digest, int, int]:
-        """Return manifest digest, size in bytes and number of files; errors as `agent.models.source.resolve`."""
-        from agent.models.source import resolve
+        """Return manifest digest, size in bytes and number of files; errors as `agent.models.resolve.resolve`."""
+        from agent.models.resolve import resolve
 
         manifest = await resolve(uri)
         return manifest.digest, manifest.size_bytes, len(manifest.objects)

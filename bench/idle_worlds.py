@@ -32,7 +32,7 @@ NODE = "node-1"
 _RESOLVE = """
 import asyncio, json, sys
 from agent.core.refs import parse_model_uri
-from agent.models.source import resolve
+from agent.models.resolve import resolve
 async def main():
     found = [await resolve(parse_model_uri(uri)) for uri in sys.argv[1:]]
     print(json.dumps([{"digest": m.digest, "sizeBytes": m.size_bytes, "files": len(m.objects)} for m in found]))

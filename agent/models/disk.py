@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from agent.core.errors import Permanent, Transient, cut
 from agent.core.units import format_size
-from agent.models.paths import Tree
+from agent.models.paths import Tree, sync_file_system
 from agent.models.ranges import padded
+
+FEW_FILES = (
+    32  # so many are made durable one by one; more by one order to their file system, which has others' files too
+)
 
 
 def disk_error(error: OSError, what: str) -> Permanent | Transient:
@@ -26,9 +30,12 @@ class RangeFiles:
     def __init__(self, tree: Tree, *, direct: bool = True) -> None:
         self._tree = tree
         self.direct = direct  # turns False, for good, where O_DIRECT is refused
+        self._not_durable: list[str] = []
 
-    def prepare(self, sizes: dict[str, int]) -> None:
+    def prepare(self, sizes: dict[str, int], whole: Collection[str] = ()) -> None:
         """Make each file and reserve its blocks, so that a full disk shows before the download.
+
+        Those in `whole` will be written at once, by `write_whole`, and need only their directories.
 
         Raises:
             Permanent: the files do not fit.
@@ -37,8 +44,11 @@ class RangeFiles:
         missing = sum(max(0, padded(size) - self._allocated(path)) for path, size in sizes.items())
         if missing > free.f_bavail * free.f_frsize:
             raise Permanent(f"needs {format_size(missing)} but {format_size(free.f_bavail * free.f_frsize)} are free")
-        for path, size in sizes.items():
+        for path in {path.rpartition("/")[0]: path for path in sizes}.values():
             self._tree.make_parents(path)
+        for path, size in sizes.items():
+            if path in whole:
+                continue
             fd = self._open_to_write(path)
             try:
                 if size:
@@ -46,16 +56,17 @@ class RangeFiles:
             finally:
                 os.close(fd)
 
-    def _open_to_write(self, path: str) -> int:
+    def _open_to_write(self, path: str, flags: int = 0) -> int:
+        flags |= os.O_RDWR
         try:
-            return self._tree.open(path, os.O_RDWR | os.O_CREAT)
+            return self._tree.open(path, flags | os.O_CREAT)
         except PermissionError:  # finished before, and made read-only, by a run that was then killed
             fd = self._tree.open(path, os.O_RDONLY)
             try:
                 os.fchmod(fd, 0o600)
             finally:
                 os.close(fd)
-            return self._tree.open(path, os.O_RDWR)
+            return self._tree.open(path, flags)
 
     def _allocated(self, path: str) -> int:
         try:
@@ -80,38 +91,72 @@ class RangeFiles:
             Permanent: the disk is full.
             Transient: any other error of the disk.
         """
+
+        def move(direct: int) -> None:
+            fd = self._tree.open(path, os.O_WRONLY | direct)
+            try:
+                view = buffer[: padded(length) if direct else length]
+                _repeat(os.pwrite, fd, view, offset, len(view))
+            finally:
+                os.close(fd)
+
         try:
-            self._transfer(path, os.O_WRONLY, buffer, offset, length)
+            self._direct_or_not(move)
         except OSError as error:
             raise disk_error(error, "cannot write to the store") from error
 
+    def write_whole(self, path: str, buffer: memoryview, size: int) -> None:
+        """Make a file of the `size` first bytes of a page-aligned buffer, in the place of any that is there.
+
+        It is durable after `make_durable`.
+
+        Raises:
+            Permanent: the disk is full.
+            Transient: any other error of the disk.
+        """
+
+        def move(direct: int) -> None:
+            fd = self._open_to_write(path, os.O_TRUNC | direct)
+            try:
+                view = buffer[: padded(size) if direct else size]
+                _repeat(os.pwrite, fd, view, 0, len(view))
+                if len(view) > size:
+                    os.ftruncate(fd, size)
+            finally:
+                os.close(fd)
+
+        try:
+            self._direct_or_not(move)
+        except OSError as error:
+            raise disk_error(error, "cannot write to the store") from error
+        self._not_durable.append(path)
+
     def read(self, path: str, buffer: memoryview, offset: int, length: int) -> bool:
         """Read `length` bytes into a page-aligned buffer; False where the file is shorter or cannot be read."""
+
+        def move(direct: int) -> None:
+            fd = self._tree.open(path, os.O_RDONLY | direct)
+            try:
+                _repeat(_pread, fd, buffer[: padded(length) if direct else length], offset, length)
+            finally:
+                os.close(fd)
+
         try:
-            self._transfer(path, os.O_RDONLY, buffer, offset, length)
+            self._direct_or_not(move)
         except OSError:
             return False
         return True
 
-    def _transfer(self, path: str, flags: int, buffer: memoryview, offset: int, length: int) -> None:
-        while True:
-            direct = self.direct
+    def _direct_or_not(self, move: Callable[[int], None]) -> None:
+        """Call `move` with O_DIRECT, or 0 where the file system refuses that."""
+        if self.direct:
             try:
-                fd = self._tree.open(path, flags | (os.O_DIRECT if direct else 0))
-                try:
-                    view = buffer[: padded(length) if direct else length]
-                    if flags == os.O_WRONLY:
-                        _repeat(os.pwrite, fd, view, offset, len(view))
-                    else:
-                        _repeat(_pread, fd, view, offset, length)
-                finally:
-                    os.close(fd)
+                return move(os.O_DIRECT)
             except OSError as error:
-                if not direct or error.errno != errno.EINVAL:
+                if error.errno != errno.EINVAL:
                     raise
-                self.direct = False
-            else:
-                return
+            self.direct = False
+        return move(0)
 
     def hash(self, path: str, buffer: memoryview, size: int, hasher: Any) -> None:
         """Feed a whole file in order to `hasher.update`.
@@ -126,8 +171,8 @@ class RangeFiles:
                 raise Transient("cannot read back what was written to the store")
             hasher.update(buffer[:n])
 
-    def finish(self, path: str, size: int) -> None:
-        """Cut the padding off and make the file durable.
+    def finish(self, path: str, size: int, *, durably: bool = True) -> None:
+        """Cut the padding off and make the file durable, now or by `make_durable`.
 
         Raises:
             Transient: the disk refuses.
@@ -136,11 +181,34 @@ class RangeFiles:
             fd = self._tree.open(path, os.O_RDWR)
             try:
                 os.ftruncate(fd, size)
-                os.fsync(fd)
+                if durably:
+                    os.fsync(fd)
             finally:
                 os.close(fd)
         except OSError as error:
             raise disk_error(error, "cannot finish a file of the store") from error
+        if not durably:
+            self._not_durable.append(path)
+
+    def make_durable(self) -> None:
+        """Make durable what is not yet.
+
+        Raises:
+            Transient: the disk refuses.
+        """
+        paths, self._not_durable = self._not_durable, []
+        try:
+            if len(paths) > FEW_FILES:
+                sync_file_system(self._tree.root)
+                return
+            for path in paths:
+                fd = self._tree.open(path, os.O_RDONLY)
+                try:
+                    os.fsync(fd)
+                finally:
+                    os.close(fd)
+        except OSError as error:
+            raise disk_error(error, "cannot make the files of the store durable") from error
 
 
 def _pread(fd: int, view: memoryview, offset: int) -> int:

@@ -114,7 +114,7 @@ class Engine:
             part_bytes = journaled.part_bytes if journaled else self.part_bytes
             tuning = self._tuning()
             files = RangeFiles(Tree(directory / "files"))
-            await in_thread(_prepare, manifest, files, directory, {p.path for p in have})
+            await in_thread(_prepare, manifest, files, directory, {p.path for p in have}, part_bytes)
             transfer = Transfer(
                 manifest,
                 files,
@@ -151,7 +151,7 @@ class Engine:
                 await ended.wait()
         if transfer.error is not None:
             raise transfer.error
-        return await in_thread(_finish_empty, transfer)
+        return await in_thread(_settle, transfer)
 
     def _tuning(self) -> Tuning:
         return Tuning(
@@ -230,16 +230,18 @@ async def _until(ended: asyncio.Event, source: S3Source, transfer: Transfer) -> 
                 continue  # the old ones may still do; a range that is denied says so
 
 
-def _prepare(manifest: Manifest, files: RangeFiles, directory: Path, have: Collection[str]) -> None:
+def _prepare(manifest: Manifest, files: RangeFiles, directory: Path, have: Collection[str], part_bytes: int) -> None:
     (directory / "files").mkdir(exist_ok=True)
-    files.prepare({o.path: o.size for o in manifest.objects if o.path not in have})
+    wanted = {o.path: o.size for o in manifest.objects if o.path not in have}
+    files.prepare(wanted, {path for path, size in wanted.items() if 0 < size <= part_bytes})
 
 
-def _finish_empty(transfer: Transfer) -> tuple[FileProof, ...]:
-    """Finish the objects that have no bytes, and put all proofs in order."""
+def _settle(transfer: Transfer) -> tuple[FileProof, ...]:
+    """Finish the objects that have no bytes, make durable what is not yet, and put all proofs in order."""
     for entry in transfer.manifest.objects:
         if not entry.size and entry.path not in transfer.proofs:
             proof = check_whole(entry, [], hash_of_nothing(entry))
-            transfer.files.finish(entry.path, 0)
+            transfer.files.finish(entry.path, 0, durably=False)
             transfer.proofs[entry.path] = FileProof(path=entry.path, crc64=0, proof=proof)
+    transfer.files.make_durable()
     return tuple(transfer.proofs[o.path] for o in transfer.manifest.objects)

@@ -19,8 +19,9 @@ from agent.models.checksum import UNPROVED, proof_of
 from agent.models.disk import disk_error
 from agent.models.engine import Engine, Progress
 from agent.models.manifest import Manifest
-from agent.models.paths import Tree, fsync_directory, remove_tree
-from agent.models.source import S3Source, open_source, resolve
+from agent.models.paths import Tree, remove_tree
+from agent.models.resolve import resolve
+from agent.models.source import S3Source, open_source
 from agent.models.threads import in_thread
 from agent.models.transfer import FileProof
 from agent.models.version import broken_file, load_version, record_version
@@ -160,8 +161,8 @@ def _publish(manifest: Manifest, proofs: tuple[FileProof, ...], directory: Path)
             fd = staged.open(entry.path, os.O_RDONLY)
             os.fchmod(fd, 0o644)
             os.close(fd)
-            staged.rename_into(entry.path, tree)
-        fsync_directory(directory)
+            staged.move_into(entry.path, tree)
+        tree.make_names_durable(entry.path for entry in manifest.objects)
         record_version(hidden, manifest, proofs, datetime.now(UTC), files=directory)
         remove_tree(hidden / manifest.digest)
     except OSError as error:

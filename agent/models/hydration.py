@@ -17,8 +17,9 @@ from agent.models.board import Board
 from agent.models.checksum import UNPROVED
 from agent.models.engine import Engine
 from agent.models.manifest import Manifest
+from agent.models.resolve import resolve
 from agent.models.shelf import Shelf
-from agent.models.source import S3Source, resolve
+from agent.models.source import S3Source
 from agent.models.version import Version
 from agent.models.wire import SourceChanged
 from agent.plan.decision import HydrateStep

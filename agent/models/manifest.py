@@ -10,6 +10,7 @@ import json
 import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from agent.core.errors import Invalid, Permanent, cut
@@ -60,7 +61,7 @@ class ObjectEntry:
     sha256: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)  # no slots: its digest, of up to 10,000 objects, is made once and kept
 class Manifest:
     """One version of one model: all its objects, in key order."""
 
@@ -72,7 +73,7 @@ class Manifest:
         """Bytes of all objects: known, and budgeted, before any of them is fetched."""
         return sum(o.size for o in self.objects)
 
-    @property
+    @cached_property
     def digest(self) -> Digest:
         """The version's name: SHA-256 over URI, keys, sizes, ETags, version ids and checksums."""
         rows = [[o.key, o.size, o.etag, o.version_id, o.checksum, o.checksum_type] for o in self.objects]

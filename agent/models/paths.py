@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 _FRESH = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -43,6 +45,15 @@ class Tree:
         """Make the directories above `path`."""
         os.close(self._parent(path.split("/")[:-1], make=True))
 
+    def make_names_durable(self, paths: Iterable[str]) -> None:
+        """Fsync every directory from the root down to the files at `paths`."""
+        for above in {tuple(parts[:n]) for path in paths for parts in [path.split("/")] for n in range(len(parts))}:
+            at = self._parent(list(above))
+            try:
+                os.fsync(at)
+            finally:
+                os.close(at)
+
     def unlink(self, path: str) -> None:
         """Remove the file at `path`."""
         *above, name = path.split("/")
@@ -52,18 +63,12 @@ class Tree:
         finally:
             os.close(parent)
 
-    def rename_into(self, path: str, other: Tree) -> None:
-        """As `move_into`; its new directory is fsynced."""
-        self.move_into(path, other, durably=True)
-
-    def move_into(self, path: str, other: Tree, *, durably: bool = False) -> None:
+    def move_into(self, path: str, other: Tree) -> None:
         """Move the file at `path` to the same path below `other`, replacing a file there."""
         *above, name = path.split("/")
         source, target = self._parent(above), other._parent(above, make=True)
         try:
             os.rename(name, name, src_dir_fd=source, dst_dir_fd=target)
-            if durably:
-                os.fsync(target)
         finally:
             os.close(source)
             os.close(target)
@@ -108,6 +113,22 @@ def fsync_directories(root: Path) -> None:
     """Make the names in a directory and all below it durable, deepest first."""
     for directory, _, _ in os.walk(root, topdown=False):
         fsync_directory(Path(directory))
+
+
+def sync_file_system(path: Path) -> None:
+    """Make everything durable that was written to the file system of `path`, whoever wrote it (syncfs(2), Linux 2.6.39).
+
+    Raises:
+        OSError: some of it could not be written (told since Linux 5.8).
+    """
+    library = ctypes.CDLL(None, use_errno=True)
+    at = os.open(path, _DIRECTORY)
+    try:
+        if library.syncfs(at):
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number))
+    finally:
+        os.close(at)
 
 
 def remove_tree(path: Path) -> None:

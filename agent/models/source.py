@@ -10,20 +10,21 @@ import asyncio
 import contextlib
 import importlib
 import os
-from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any
-from urllib.parse import parse_qs, quote, urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 from agent.core.errors import Permanent, PrewarmError, Transient, cut
 from agent.core.refs import ModelUri
+from agent.models.bucket import Bucket
 from agent.models.channel import Tls
 from agent.models.checksum import part_count, stated_checksum
-from agent.models.completeness import check_complete, named_files, names_files, refuse_large
-from agent.models.dial import Proxy, proxy_for
-from agent.models.manifest import COMPOSITE, MAX_OBJECTS, Listed, Manifest, ObjectEntry, choose
+from agent.models.dial import proxy_for
+from agent.models.manifest import COMPOSITE, MAX_OBJECTS, Listed, ObjectEntry
 from agent.models.part_sizes import PartSizes
-from agent.models.threads import in_thread
+from agent.models.signing import Signer
 from agent.models.tls import load_tls
 
 HEADS_AT_ONCE = 16
@@ -33,30 +34,6 @@ _ABSENT = {"404", "NoSuchKey", "NoSuchVersion", "NoSuchBucket", "MethodNotAllowe
 _BUSY = {"SlowDown", "RequestTimeout", "RequestTimeTooSkewed", "Throttling", "InternalError", "OperationAborted"}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Bucket:
-    """Where the bodies of one bucket's objects are read: `scheme://host:port` and the path before each key."""
-
-    scheme: str
-    host: str
-    port: int
-    base_path: str
-    region: str
-    proxy: Proxy | None = None
-
-    def path(self, key: str, version_id: str = "") -> str:
-        """Return path and query of an object, escaped as S3 signs it."""
-        query = f"?versionId={quote(version_id, safe='')}" if version_id else ""
-        return self.base_path + quote(key, safe="/-_.~") + query
-
-    @property
-    def netloc(self) -> str:
-        """Return the host as the `Host` header has it: the port only where it is not the scheme's own."""
-        usual = {"http": 80, "https": 443}[self.scheme]
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return host if self.port == usual else f"{host}:{self.port}"
-
-
 class S3Source:
     """An open connection to S3's control side, and the credentials that worker threads sign with."""
 
@@ -64,6 +41,7 @@ class S3Source:
         self._session, self._client = session, client
         self._credentials: Any = None
         self._frozen = frozen  # replaced as a whole: threads may read it at any time
+        self._signer: tuple[Any, str, Signer] | None = None  # of which credentials and region; replaced as a whole
         self._tls: Tls | None = None
 
     async def list_objects(self, uri: ModelUri) -> list[Listed]:
@@ -99,24 +77,24 @@ class S3Source:
             Permanent: denied or absent.
         """
         head = await self._head(bucket, listed.key, version_id)
-        if head["ContentLength"] != listed.size or _quoted(head["ETag"]) != listed.etag:
+        if not agrees(head, listed):
             raise Transient(f"{cut(ascii(listed.key), 200)} changed while s3://{bucket} was listed")
-        checksum, kind = stated_checksum(head, listed.etag)
-        version = head.get("VersionId") or version_id
-        parts: tuple[int, ...] = ()
-        if kind == COMPOSITE:
-            with _told(f"read s3://{bucket}/{cut(ascii(listed.key)[1:-1], 200)}"):
-                parts = await PartSizes(self._client, bucket, listed, version_id).find(part_count(checksum))
-        return ObjectEntry(
-            key=listed.key,
-            path=path,
-            size=listed.size,
-            etag=listed.etag,
-            version_id="" if version == "null" else version,
-            checksum=checksum,
-            checksum_type=kind,
-            part_sizes=parts,
-        )
+        return await self.entry(bucket, listed, path, version_id, head)
+
+    async def entry(
+        self, bucket: str, listed: Listed, path: str, version_id: str, head: Mapping[str, Any]
+    ) -> ObjectEntry:
+        """Return one listed object as its HEAD describes it; asks for the sizes of its parts where they are needed.
+
+        Raises:
+            Transient: S3 is away.
+        """
+        entry = _entry(head, listed, path, version_id)
+        if entry.checksum_type != COMPOSITE:
+            return entry
+        with _told(f"read s3://{bucket}/{cut(ascii(listed.key)[1:-1], 200)}"):
+            parts = await PartSizes(self._client, bucket, listed, version_id).find(part_count(entry.checksum))
+        return replace(entry, part_sizes=parts)
 
     async def read(self, bucket: str, listed: Listed, version_id: str = "") -> bytes:
         """Return the content of a small object as it was listed.
@@ -188,15 +166,32 @@ class S3Source:
             if fresh is not None:
                 self._credentials, self._frozen = fresh, await fresh.get_frozen_credentials()
 
-    def sign(self, bucket: Bucket, path: str, headers: Mapping[str, str]) -> dict[str, str]:
-        """Return `headers` with a signature for `GET path`; may be called from any thread (0.2 ms)."""
-        from botocore.auth import S3SigV4Auth
-        from botocore.awsrequest import AWSRequest
+    def sign(self, bucket: Bucket, path: str, headers: Mapping[str, str], *, method: str = "GET") -> dict[str, str]:
+        """Return `headers` with a signature for `path`; may be called from any thread."""
+        frozen, signer = self._frozen, self._signer
+        if signer is None or signer[0] is not frozen or signer[1] != bucket.region:
+            made = Signer(frozen.access_key, frozen.secret_key, frozen.token, bucket.region)
+            signer = self._signer = frozen, bucket.region, made
+        return signer[2].sign(method, bucket.netloc, path, headers, datetime.now(UTC))
 
-        request = AWSRequest("GET", f"{bucket.scheme}://{bucket.netloc}{path}", headers=dict(headers))
-        request.context.update(payload_signing_enabled=False, client_config=None)
-        S3SigV4Auth(self._frozen, "s3", bucket.region).add_auth(request)
-        return dict(request.headers.items())
+
+def agrees(head: Mapping[str, Any], listed: Listed) -> bool:
+    """Say whether a HEAD is of the object that was listed."""
+    return str(head.get("ContentLength")) == str(listed.size) and _quoted(head.get("ETag", "")) == listed.etag
+
+
+def _entry(head: Mapping[str, Any], listed: Listed, path: str, version_id: str) -> ObjectEntry:
+    checksum, kind = stated_checksum(head, listed.etag)
+    version = head.get("VersionId") or version_id
+    return ObjectEntry(
+        key=listed.key,
+        path=path,
+        size=listed.size,
+        etag=listed.etag,
+        version_id="" if version == "null" else version,
+        checksum=checksum,
+        checksum_type=kind,
+    )
 
 
 @contextlib.asynccontextmanager
@@ -230,51 +225,6 @@ async def _client(session: Any, stack: contextlib.AsyncExitStack, s3: Mapping[st
         except ValueError as error:  # its text would quote the URL, in which there may be a password
             told = "the endpoint (AWS_ENDPOINT_URL) is not a URL such as https://host:port"
             raise Permanent(f"cannot set up the S3 client: {told}") from error
-
-
-async def resolve(uri: ModelUri, source: S3Source | None = None) -> Manifest:
-    """Find the version that `uri` names now: list, HEAD each object, and refuse what cannot be a model on disk.
-
-    Raises:
-        Permanent: denied, absent, empty, incomplete by its own account, or an object that cannot be a file.
-        Transient: S3 is away or busy, or the objects changed meanwhile.
-    """
-    if source is None:
-        async with open_source() as opened:
-            return await resolve(uri, opened)
-    chosen = choose(uri, await source.list_objects(uri))
-    digests = await _stated_digests(uri, source, chosen)
-    gate = asyncio.Semaphore(HEADS_AT_ONCE)
-
-    async def head(listed: Listed, path: str) -> ObjectEntry:
-        async with gate:
-            entry = await source.head(uri.bucket, listed, path, uri.version_id)
-        return replace(entry, sha256=digests[path]) if path in digests else entry
-
-    try:
-        async with asyncio.TaskGroup() as heads:
-            tasks = [heads.create_task(head(*each), name=f"head {n}") for n, each in enumerate(chosen)]
-    except* PrewarmError as group:
-        first: BaseException = group
-        while isinstance(first, BaseExceptionGroup):
-            first = first.exceptions[0]
-        raise first from None
-    return Manifest(uri=uri, objects=tuple(t.result() for t in tasks))
-
-
-async def _stated_digests(uri: ModelUri, source: S3Source, chosen: Sequence[tuple[Listed, str]]) -> dict[str, str]:
-    """Return the SHA-256 that the model's own files state for others, by path; one GET for each such file.
-
-    Raises:
-        Permanent: a file that one of them names is absent.
-    """
-    naming = [(listed, path) for listed, path in chosen if uri.is_prefix and names_files(path)]
-    refuse_large({path: listed.size for listed, path in naming})
-    named = {}
-    for listed, path in naming:
-        content = await source.read(uri.bucket, listed, uri.version_id)
-        named[path] = await in_thread(named_files, path, content)
-    return check_complete(uri, {path for _, path in chosen}, named)
 
 
 def _quoted(etag: str) -> str:

@@ -95,8 +95,7 @@ class Transfer:
         objects = self.manifest.objects
         with self.lock:
             begun = [(objects[f], sum(s.length for s in sums.values())) for f, sums in self._sums.items()]
-            open_ = [(o.path, done, o.size) for o, done in begun if o.path not in self.proofs]
-            return len(self.proofs), open_
+            return len(self.proofs), [(o.path, done, o.size) for o, done in begun]
 
     def count(self, done: int, fetched: int) -> None:
         """Add to both counts; a range that failed is taken off again."""
@@ -150,6 +149,12 @@ class Transfer:
             if len(have) < len(self._parts[part.file]):
                 return None
             return [have[o] for o in sorted(have)]
+
+    def proved(self, file: int, proof: FileProof) -> None:
+        """Note a file that is whole."""
+        with self.lock:
+            self.proofs[proof.path] = proof
+            self._sums.pop(file, None)
 
     def fetch_again(self, file: int, why: Permanent) -> None:
         """Fetch a file anew, once, after its checksum differed: the wire or the disk may have been at fault.

@@ -5,14 +5,15 @@ Bytes are received straight into the caller's buffer, a slice a call; the GIL is
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from agent.core.errors import Permanent, Transient, cut
+from agent.models.bucket import Bucket
 from agent.models.channel import Channel, PlainChannel, Tls
 from agent.models.dial import DEMANDS_CREDENTIALS, connect
-from agent.models.source import Bucket
 
 SLICE_BYTES = 1 << 20  # between two slices a worker looks whether it should stop
 HEAD_BYTES = 16 << 10
@@ -77,9 +78,9 @@ class Wire:
             Denied: 403 or expired credentials.
             Permanent: any other refusal, or a certificate that is not trusted.
         """
-        try:
+        with self._closed_on_failure():
             channel = self._connected()
-            channel.send(self._request(path, headers))
+            channel.send(self._request("GET", path, headers))
             answer = _answer(channel, self._head)
             if not _is_range(answer):
                 raise _refusal(channel, answer, self._head)
@@ -87,6 +88,28 @@ class Wire:
             _body(channel, answer.rest, into, before_slice)
             if not answer.keeps_alive:
                 self.close()
+
+    def head(self, path: str, headers: Mapping[str, str]) -> Mapping[str, str]:
+        """Return what an object's HEAD says; names are in lower case.
+
+        Raises:
+            RangeFailed: any answer but a plain 200, or none.
+            Permanent: the proxy refuses, or a certificate is not trusted.
+        """
+        with self._closed_on_failure():
+            channel = self._connected()
+            channel.send(self._request("HEAD", path, headers))
+            answer = _answer(channel, self._head)
+            if answer.status != 200 or answer.rest:
+                raise RangeFailed(f"S3 answered a HEAD with {answer.status}")
+            if not answer.keeps_alive:
+                self.close()
+            return answer.headers
+
+    @contextlib.contextmanager
+    def _closed_on_failure(self) -> Iterator[None]:
+        try:
+            yield
         except OSError as error:
             self.close()
             raise RangeFailed(f"the connection failed ({cut(type(error).__name__, 60)})") from error
@@ -103,11 +126,11 @@ class Wire:
             self._channel = self._tls.wrap(sock, bucket.host, patience) if self._tls else PlainChannel(sock, patience)
         return self._channel
 
-    def _request(self, path: str, headers: Mapping[str, str]) -> bytes:
+    def _request(self, method: str, path: str, headers: Mapping[str, str]) -> bytes:
         bucket = self._bucket
         if bucket.proxy is not None and self._tls is None:
             path, headers = f"http://{bucket.netloc}{path}", {**headers, **bucket.proxy.headers}
-        lines = [f"GET {path} HTTP/1.1", f"Host: {bucket.netloc}", *(f"{k}: {v}" for k, v in headers.items())]
+        lines = [f"{method} {path} HTTP/1.1", f"Host: {bucket.netloc}", *(f"{k}: {v}" for k, v in headers.items())]
         return ("\r\n".join(lines) + "\r\n\r\n").encode("ascii")
 
     def abort(self) -> None:

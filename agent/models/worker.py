@@ -12,12 +12,13 @@ from dataclasses import dataclass
 
 from agent.core.errors import Permanent, PrewarmError, Transient, cut
 from agent.core.retry import Backoff
+from agent.models.bucket import Bucket
 from agent.models.channel import Tls
 from agent.models.checksum import RangeSums, check_whole, sum_range, whole_crc64
 from agent.models.flights import Copy, Superseded
 from agent.models.manifest import ObjectEntry
 from agent.models.ranges import Part
-from agent.models.source import Bucket, S3Source
+from agent.models.source import S3Source
 from agent.models.tally import Outcome
 from agent.models.transfer import Ended, FileProof, Transfer
 from agent.models.wire import Busy, Denied, RangeFailed, SourceChanged, Wire
@@ -73,13 +74,18 @@ class Worker:
             if not self._transfer.wins(copy):
                 return
             self._transfer.count(part.length, 0)
+            if part.length == entry.size:
+                self._transfer.files.finish(entry.path, entry.size, durably=False)
         else:
             try:
                 self._fetch(copy, entry, view)
             except Superseded:
                 return
             sums = sum_range(entry, part.offset, view[: part.length])
-            self._transfer.files.write(entry.path, view, part.offset, part.length)
+            if part.length == entry.size:
+                self._transfer.files.write_whole(entry.path, view, part.length)
+            else:
+                self._transfer.files.write(entry.path, view, part.offset, part.length)
             self._transfer.journal.append(part, sums)
         self._landed(entry, part, sums, view)
 
@@ -104,9 +110,9 @@ class Worker:
             self._transfer.fetch_again(part.file, differs)
             self._tuning.tally.add(Outcome.CORRUPT, len(in_order))
             return
-        self._transfer.files.finish(entry.path, entry.size)
-        with self._transfer.lock:
-            self._transfer.proofs[entry.path] = FileProof(path=entry.path, crc64=whole_crc64(in_order), proof=proof)
+        if len(in_order) > 1:
+            self._transfer.files.finish(entry.path, entry.size)
+        self._transfer.proved(part.file, FileProof(path=entry.path, crc64=whole_crc64(in_order), proof=proof))
 
     def _read_back(self, entry: ObjectEntry, offset: int, length: int, view: memoryview) -> Iterator[memoryview]:
         """Yield a range of a file from disk; this thread's own range in `view` is hashed already."""

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from agent.core.refs import parse_model_uri
 from agent.models.engine import Engine
-from agent.models.source import open_source, resolve
+from agent.models.resolve import resolve
+from agent.models.source import open_source
 from agent.models.store import Store
 
 

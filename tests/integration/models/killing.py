@@ -30,10 +30,11 @@ from agent.core.inventory import ModelsView
 from agent.core.latest import Latest
 from agent.core.refs import Digest, ModelUri
 from agent.models import eviction, scrub
+from agent.models.bucket import Bucket
 from agent.models.engine import Engine
 from agent.models.manifest import Listed, Manifest, ObjectEntry, manifest_from_json
 from agent.models.service import ModelService
-from agent.models.source import Bucket, S3Source
+from agent.models.source import S3Source
 from agent.plan.decision import EvictStep, HydrateStep, NodePlan
 
 CONNECTIONS = 2

@@ -17,7 +17,8 @@ from agent.models.checksum import UNPROVED
 from agent.models.engine import Engine
 from agent.models.journal import read_journal
 from agent.models.manifest import Manifest
-from agent.models.source import open_source, resolve
+from agent.models.resolve import resolve
+from agent.models.source import open_source
 from agent.models.transfer import FileProof
 from agent.models.wire import SourceChanged
 from tests.bed.faultproxy import Rule

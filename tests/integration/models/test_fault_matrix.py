@@ -24,7 +24,8 @@ import pytest
 from agent.core.errors import Permanent, PrewarmError, Transient
 from agent.models.engine import Engine
 from agent.models.manifest import Manifest
-from agent.models.source import S3Source, open_source, resolve
+from agent.models.resolve import resolve
+from agent.models.source import S3Source, open_source
 from agent.models.store import Store
 from agent.models.wire import SourceChanged
 from tests.bed.faultproxy import Request, Rule

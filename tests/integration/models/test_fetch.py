@@ -17,7 +17,8 @@ from agent.cli import hydrate
 from agent.core.errors import Permanent, Transient
 from agent.models.fetch import HIDDEN, fetch
 from agent.models.journal import read_journal
-from agent.models.source import open_source, resolve
+from agent.models.resolve import resolve
+from agent.models.source import open_source
 from tests.bed.faultproxy import Rule
 from tests.integration.models.conftest import SourceBucket, contents, noise
 

@@ -16,7 +16,8 @@ from agent.core.refs import Digest
 from agent.models.kept import staged_bytes
 from agent.models.manifest import Manifest, manifest_to_json
 from agent.models.paths import Tree
-from agent.models.source import open_source, resolve
+from agent.models.resolve import resolve
+from agent.models.source import open_source
 from agent.models.store import Store
 from agent.models.verify import verify_version
 from agent.models.version import load_version

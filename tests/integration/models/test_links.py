@@ -11,7 +11,7 @@ import pytest
 from agent.core.inventory import ModelsView
 from agent.core.refs import Digest
 from agent.models import scrub
-from agent.models.source import resolve
+from agent.models.resolve import resolve
 from agent.models.verify import verify_version
 from agent.models.version import load_version
 from agent.plan.decision import NodePlan, ViewWant

@@ -23,7 +23,8 @@ from agent.core.refs import parse_model_uri
 from agent.models.dial import proxy_for
 from agent.models.engine import Engine
 from agent.models.fetch import fetch
-from agent.models.source import open_source, resolve
+from agent.models.resolve import resolve
+from agent.models.source import open_source
 from tests.bed import needs
 from tests.bed.certificates import Authority
 from tests.bed.faultproxy import Request, Rule

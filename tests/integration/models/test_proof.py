@@ -14,7 +14,7 @@ import pytest
 
 from agent.core.errors import Permanent
 from agent.models.fetch import fetch
-from agent.models.source import resolve
+from agent.models.resolve import resolve
 from tests.bed.faultproxy import Rule
 from tests.bed.s3 import S3Server
 from tests.integration.models.conftest import SourceBucket, environment, noise
@@ -80,7 +80,8 @@ PLAN = """
 import asyncio, json, resource, sys, time
 from agent.core.refs import parse_model_uri
 from agent.models.ranges import parts_of
-from agent.models.source import open_source, resolve
+from agent.models.resolve import resolve
+from agent.models.source import open_source
 
 def rss():
     return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()

@@ -21,8 +21,8 @@ from agent.core.latest import Latest
 from agent.core.refs import Digest, EndpointKey, ModelUri, parse_image_ref
 from agent.core.sandbox import Sandbox
 from agent.models import eviction, service
+from agent.models.resolve import resolve
 from agent.models.service import ModelService
-from agent.models.source import resolve
 from agent.plan.decision import EndpointPlan, EvictStep, HydrateStep, NodePlan, PullStep, Stage, ViewWant
 from tests.bed.faultproxy import Rule
 from tests.integration.models.conftest import SourceBucket, contents, noise

@@ -20,8 +20,8 @@ from agent.core.inventory import GpuReport, Inventory, ModelsView
 from agent.core.latest import Latest
 from agent.core.refs import Digest, EndpointKey
 from agent.models import eviction
+from agent.models.resolve import resolve
 from agent.models.service import ModelService
-from agent.models.source import resolve
 from agent.plan.decision import NodePlan
 from agent.plan.planning import Limits, plan
 from tests.bed.disk import break_down, fill, slow_down, small_disk

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from agent.models.engine import Engine
-from agent.models.source import open_source, resolve
+from agent.models.resolve import resolve
+from agent.models.source import open_source
 from tests.bed.faultproxy import Request, Rule
 from tests.integration.models.conftest import SourceBucket, contents, noise
 

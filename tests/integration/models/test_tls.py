@@ -13,8 +13,9 @@ import pytest
 from agent.core.errors import Permanent
 from agent.core.refs import parse_model_uri
 from agent.models import tls
+from agent.models.bucket import Bucket
 from agent.models.fetch import fetch
-from agent.models.source import Bucket, open_source
+from agent.models.source import open_source
 from agent.models.tls import NativeTls, PythonTls, Untrusted
 from agent.models.wire import Denied, RangeFailed, Wire
 from tests.bed.certificates import Authority, Identity

@@ -10,7 +10,7 @@ import pytest
 
 from agent.core.errors import Permanent, PrewarmError, Transient
 from agent.core.refs import parse_model_uri
-from agent.models.source import resolve
+from agent.models.resolve import resolve
 
 URI = parse_model_uri("s3://bucket/k/")
 LISTING = "<ListBucketResult><IsTruncated>false</IsTruncated><Contents>{}</Contents></ListBucketResult>"

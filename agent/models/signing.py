@@ -1,0 +1,53 @@
+"""Signature Version 4 of requests without a body, as botocore makes it at a tenth of the CPU: small objects are paid for by the request.
+
+The algorithm is AWS's ("Authenticating Requests: Using the Authorization Header"); the tests compare it with botocore's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections.abc import Mapping
+from datetime import datetime
+
+_NOTHING = hashlib.sha256(b"").hexdigest()
+
+
+class Signer:
+    """Signs for one set of credentials and one region; may be called from any thread. Holds secrets: it has no `repr` of them."""
+
+    def __init__(self, access_key: str, secret_key: str, token: str | None, region: str) -> None:
+        self._access_key, self._secret_key, self._token, self._region = access_key, secret_key, token, region
+        self._key = ("", b"")  # of a day; replaced as a whole
+
+    def sign(self, method: str, netloc: str, path: str, headers: Mapping[str, str], now: datetime) -> dict[str, str]:
+        """Return `headers` with what authenticates a request for `path`, which is escaped and has one query parameter at most."""
+        time = now.strftime("%Y%m%dT%H%M%SZ")
+        sent = {**headers, "X-Amz-Date": time, "X-Amz-Content-SHA256": _NOTHING}
+        if self._token:
+            sent["X-Amz-Security-Token"] = self._token
+        signed = sorted([("host", netloc), *((name.lower(), " ".join(value.split())) for name, value in sent.items())])
+        names = ";".join(name for name, _ in signed)
+        plain, _, query = path.partition("?")
+        lines = "".join(f"{name}:{value}\n" for name, value in signed)
+        request = f"{method}\n{plain}\n{query}\n{lines}\n{names}\n{_NOTHING}"
+        scope = f"{time[:8]}/{self._region}/s3/aws4_request"
+        text = f"AWS4-HMAC-SHA256\n{time}\n{scope}\n{hashlib.sha256(request.encode()).hexdigest()}"
+        signature = _hmac(self._key_of(time[:8]), text).hex()
+        sent["Authorization"] = (
+            f"AWS4-HMAC-SHA256 Credential={self._access_key}/{scope}, SignedHeaders={names}, Signature={signature}"
+        )
+        return sent
+
+    def _key_of(self, day: str) -> bytes:
+        known, key = self._key
+        if known != day:
+            key = f"AWS4{self._secret_key}".encode()
+            for each in (day, self._region, "s3", "aws4_request"):
+                key = _hmac(key, each)
+            self._key = day, key
+        return key
+
+
+def _hmac(key: bytes, text: str) -> bytes:
+    return hmac.digest(key, text.encode(), "sha256")
