@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import socket
 import struct
-from collections.abc import Iterator
 from typing import Protocol
+
+SILENT = "silent for too long"
 
 
 class Channel(Protocol):
@@ -54,18 +55,24 @@ class PlainChannel:
 
     def send(self, data: bytes) -> None:
         """See `Channel`."""
-        with _silence_told():
+        try:
             self._sock.sendall(data)
+        except BlockingIOError as silent:
+            raise TimeoutError(SILENT) from silent
 
     def receive(self, into: memoryview) -> int:
         """See `Channel`."""
-        with _silence_told():
+        try:
             return self._sock.recv_into(into)
+        except BlockingIOError as silent:
+            raise TimeoutError(SILENT) from silent
 
     def fill(self, into: memoryview) -> int:
         """See `Channel`."""
-        with _silence_told():
+        try:
             return self._sock.recv_into(into, len(into), socket.MSG_WAITALL)
+        except BlockingIOError as silent:
+            raise TimeoutError(SILENT) from silent
 
     def abort(self) -> None:
         """See `Channel`."""
@@ -88,11 +95,3 @@ def shut(sock: socket.socket) -> None:
     """Shut both ways at once, below any TLS, which a reading thread is using."""
     with contextlib.suppress(OSError):
         socket.socket.shutdown(sock, socket.SHUT_RDWR)
-
-
-@contextlib.contextmanager
-def _silence_told() -> Iterator[None]:
-    try:
-        yield
-    except BlockingIOError as silent:
-        raise TimeoutError("silent for too long") from silent

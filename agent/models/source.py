@@ -235,7 +235,19 @@ def _quoted(etag: str) -> str:
 def _session() -> Any:
     from aiobotocore.session import get_session
 
-    return get_session()
+    session = get_session()
+    session.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=_time)
+    return session
+
+
+def _time(value: Any) -> datetime:
+    """Read a time as botocore does, but S3's own form, of which a listing has thousands, at a hundredth of the CPU."""
+    from botocore.utils import parse_timestamp
+
+    try:
+        return datetime.fromisoformat(value)
+    except (TypeError, ValueError):
+        return parse_timestamp(value)  # type: ignore[no-any-return]
 
 
 def _config(s3: Mapping[str, str]) -> Any:
