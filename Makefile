@@ -45,8 +45,8 @@ bench-coldstart: setup ## cold against warm on the bed, five alternating rounds
 
 bench-hydrate: setup ## downloads: prewarm, its peers and what the machine can do, side by side
 	@$(PYTHON) -m tests.bed.provision --bench
-	@PYTHON=$(PYTHON) bash tools/setup.sh --group bench
-	$(RUN)python -m bench.hydrate
+	@UV_COMPILE_BYTECODE=1 PYTHON=$(PYTHON) bash tools/setup.sh --group bench  # as the image has it
+	$(RUN)python -m bench.hydrate $(BENCH)
 
 bench-idle: setup ## what the agent costs when nothing happens
 	@$(PYTHON) -m tests.bed.provision --cluster --s3 --gpu --images

@@ -11,11 +11,13 @@ from __future__ import annotations
 import argparse
 import fcntl
 import json
+import os
 import random
 import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,6 +37,7 @@ SHAPES = {
     "small": Shape(name="10,000 x 64 KB", count=10_000, size_bytes=65_536),
 }
 SECTIONS = {"one": ("one", False), "four": ("four", False), "small": ("small", False), "tls": ("one", True)}
+FEW = 100  # so many files are a shape of large ones
 RESULTS = PROJECT / ".cache" / "bench-hydrate"
 
 
@@ -50,17 +53,18 @@ def main() -> int:
         "--quick", action="store_true", help="a short look: 2 rounds, a quarter of the bytes; writes nothing"
     )
     parser.add_argument("--scale", type=float, default=1.0, help="share of the bytes, stated in the tables")
+    parser.add_argument("--minutes", type=float, help="begin no further round of a section past its share of these")
     parser.add_argument("--lock", type=Path, help="hold this file's lock exclusively during each round")
     options = parser.parse_args()
     if options.quick:
         options.scale, options.rounds = 0.25, options.rounds or 2
     RESULTS.mkdir(parents=True, exist_ok=True)
+    sections = options.section or list(SECTIONS)
     with tempfile.TemporaryDirectory(dir=RESULTS) as scratch:
-        for name in options.section or SECTIONS:
-            section = run(name, Path(scratch), options)
-            print(section.text(), flush=True)
-    if not options.quick:
-        write_document(PROJECT / "docs" / "benchmarks.md", [RESULTS / f"{name}.json" for name in SECTIONS])
+        for number, name in enumerate(sections, start=1):
+            options.until = time.monotonic() + 60 * (options.minutes or 1e6) / len(sections)
+            print(f"section {number} of {len(sections)}: {name}", file=sys.stderr, flush=True)
+            print(run(name, Path(scratch), options).text(), flush=True)
     return 0
 
 
@@ -75,18 +79,22 @@ def run(name: str, scratch: Path, options: argparse.Namespace) -> Section:
     with S3Server(directory / "s3") as server, reading(server, shape, directory, secure=secure) as source:
         present = [c for c in chosen(directory, secure=secure) if not options.only or c.name in options.only]
         for number in range(max(rounds or c.rounds for c in present)):
+            if number and time.monotonic() > options.until:
+                break
             taking = [c for c in present if number < (rounds or c.rounds)]
             random.Random(number).shuffle(taking)
             for contender in taking:
                 with locked(options.lock):
                     sample = one(contender, source, directory / "to")
                 samples.setdefault(contender.name, [None] * number).append(sample)
-            print(f"{name}, round {number + 1}: {', '.join(c.name for c in taking)}", file=sys.stderr, flush=True)
+            seconds = ", ".join(f"{c.name} {s.durable_seconds:.1f}" for c in taking if (s := samples[c.name][-1]))
+            print(f"{name}, round {number + 1}, seconds: {seconds}", file=sys.stderr, flush=True)
             rows = {c.name: samples[c.name] for c in present if c.name in samples}
             title = f"{shape.name}{' over TLS' if secure else ''}"
             section = Section(title=title, total_bytes=shape.total_bytes, machine=machine(), rows=rows)
             if not options.quick:  # after each round: a run that is cut short still counts
                 (RESULTS / f"{name}.json").write_text(json.dumps(section.to_json()))
+                write_document(PROJECT / "docs" / "benchmarks.md", [RESULTS / f"{name}.json" for name in SECTIONS])
     shutil.rmtree(directory)
     return section
 
@@ -96,7 +104,7 @@ def scaled(shape: Shape, share: float) -> Shape:
     if share == 1:
         return shape
     name = f"{shape.name}, scaled by {share:g}"
-    if shape.count > 100:
+    if shape.count > FEW:
         return Shape(name=name, count=max(1, int(shape.count * share)), size_bytes=shape.size_bytes)
     return Shape(name=name, count=shape.count, size_bytes=int(shape.size_bytes * share))
 
@@ -141,7 +149,6 @@ def locked(lock: Path | None) -> Iterator[None]:
 
 def one(contender: Contender, source: Source, to: Path) -> Sample | None:
     """One run into an empty directory; None where it failed, which is told."""
-    shutil.rmtree(to, ignore_errors=True)
     to.mkdir()
     begun = journal_below(to) if contender.name == "prewarm" else None
     try:
@@ -155,7 +162,22 @@ def one(contender: Contender, source: Source, to: Path) -> Sample | None:
         print(f"{contender.name} failed: {failed}", file=sys.stderr, flush=True)
         return None
     finally:
-        shutil.rmtree(to, ignore_errors=True)
+        put_away(to, source.shape.count)
+
+
+def put_away(to: Path, files: int) -> None:
+    """Free what a run took. Of many files the inodes stay until the end of the section.
+
+    For minutes ext4 will not reuse the inode of a deleted file, and looks at each in turn whenever it makes one
+    (`recently_deleted` in fs/ext4/ialloc.c): after 10,000 deletions every new file costs a millisecond of CPU, whoever makes it.
+    """
+    if files <= FEW:
+        shutil.rmtree(to)
+        return
+    for at, _, names in os.walk(to):
+        for each in names:
+            os.truncate(os.path.join(at, each), 0)
+    to.rename(to.with_name(f"old-{time.monotonic_ns()}"))
 
 
 if __name__ == "__main__":
