@@ -40,6 +40,11 @@ def limits(floor: Path) -> list[Contender]:
     return [Contender(name=name, command=way(mode), rounds=7, plan=True) for name, mode in named]
 
 
+def loop() -> Contender:
+    """The same loop in Python, with checksums: what the interpreter and the proof cost anyone."""
+    return Contender(name="bare loop in Python", command=lambda source, to: _client("loop", source, to), rounds=7)
+
+
 def prewarm() -> Contender:
     """The real command, proof on."""
     program = str(Path(sys.executable).with_name("prewarm"))

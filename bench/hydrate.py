@@ -2,7 +2,7 @@
 
 Server and clients share the machine. Rounds alternate, each in another order; what counts is the ratio within a round.
 `disk limit` writes as many bytes in order, `source limit` drops what it receives, `both at once` is a bare C program that
-receives and writes (bench/floor.c): the floor. prewarm is the real command; its second row starts its clocks when it knew
+receives and writes (bench/floor.c): the floor; `bare loop in Python` does the same in Python and sums each part. prewarm is the real command; its second row starts its clocks when it knew
 the manifest, as the C program does.
 """
 
@@ -113,7 +113,7 @@ def chosen(directory: Path, *, secure: bool) -> Sequence[Contender]:
     """The rows of a section; the C program speaks no TLS."""
     curl = contenders.curl()
     compared = [contenders.prewarm(), *contenders.peers(), *([curl] if curl else [])]
-    return compared if secure else [*contenders.limits(compile_floor(directory)), *compared]
+    return compared if secure else [*contenders.limits(compile_floor(directory)), contenders.loop(), *compared]
 
 
 def compile_floor(directory: Path) -> Path:
