@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from agent.models.bucket import Bucket
 from agent.models.signing import Signer
 
-NAMES = st.text(st.characters(exclude_categories=("Cs",)), min_size=1, max_size=40)
+NAMES = st.text(st.characters(codec="utf-8"), min_size=1, max_size=40)
 TEXT = st.text(st.sampled_from("abcXYZ019+/="), min_size=1, max_size=40)
 
 
