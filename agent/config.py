@@ -164,6 +164,12 @@ class Settings:
     containerd: str = setting("/run/containerd/containerd.sock", str, "containerd's socket; `none` warms no images")
     snapshotter: str = setting("overlayfs", str, "the snapshotter the runtime unpacks into")
     max_pulls: int = setting(2, _whole, "image pulls at a time")
+    pin_budget: int | None = setting(
+        "auto", _budget, "most bytes of images kept from the kubelet's garbage collection; auto: half of their disk"
+    )
+    image_watermark: float = setting(
+        "0.84", _share, "share of containerd's file system that pulls ahead of a window may fill it to"
+    )
     connections: int = setting(8, _whole, "S3 connections of this node")
     bandwidth: int = setting("0", _size, "bytes per second for background downloads; 0: no cap")
     memory_budget: int | None = setting(

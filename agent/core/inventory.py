@@ -55,7 +55,9 @@ class ImageState:
     digest: str = ""
     done_bytes: int = 0
     total_bytes: int = 0
+    rate_bytes_per_second: float = 0.0
     busy: bool = False  # a pull is running
+    pinned: bool = False  # the kubelet is told to leave it alone
     reason: str = ""  # one sentence: why this level
     error: str = ""  # the last failure, "" after a success
     retry_at: datetime | None = None

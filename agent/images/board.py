@@ -14,7 +14,7 @@ from agent.core.latest import Latest
 from agent.core.refs import ImageRef
 from agent.images.progress import Bytes
 from agent.images.prove import Proof, record_name
-from agent.images.states import Failure, image_state
+from agent.images.states import Failure, PinNote, image_state, with_pin
 
 log = structlog.get_logger(__name__)
 
@@ -30,6 +30,7 @@ class Board:
         self._proofs: dict[ImageRef, Proof] = {}
         self._pulling: dict[ImageRef, Bytes] = {}
         self._failures: dict[ImageRef, Failure] = {}
+        self._pins: Mapping[ImageRef, PinNote] = {}
 
     def proof(self, ref: ImageRef) -> Proof | None:
         """Return what the last cycle found, None if it has not looked at this image yet."""
@@ -55,12 +56,16 @@ class Board:
         gone = frozenset(deleted)
         self._wants = {want.ref: want for want in wants}
         self._proofs = {ref: _GONE if record_name(ref) in gone else proofs[ref] for ref in self._wants}
+        self._pulling = {r: b for r, b in self._pulling.items() if not b.interrupted or r in self._wants}
         self._failures = {r: f for r, f in self._failures.items() if r in self._wants and not self.unpacked(r)}
         self._publish()
 
-    def deleted(self, name: str) -> None:
-        """Withdraw the claims that rest on a record."""
-        self._withdraw([ref for ref in self._wants if record_name(ref) == name], _GONE)
+    def deleted(self, name: str) -> list[ImageRef]:
+        """Withdraw the claims that rest on a record; return the images that were proved warm."""
+        refs = [ref for ref in self._wants if record_name(ref) == name]
+        lost = [ref for ref in refs if self.unpacked(ref)]
+        self._withdraw(refs, _GONE)
+        return lost
 
     def distrust(self, wants: Iterable[ImageWant], reason: str) -> None:
         """Withdraw all claims."""
@@ -68,12 +73,22 @@ class Board:
         self._withdraw(list(self._wants), Proof(reason=reason, error=reason))
 
     def pulling(self, ref: ImageRef, progress: Bytes | None) -> None:
-        """Note a running pull and how far it is; None when it has ended."""
+        """Note a pull and how far it is; None when it has ended and kept nothing."""
         if progress is None:
             self._pulling.pop(ref, None)
         else:
             self._pulling[ref] = progress
         self._publish()
+
+    def kept(self, ref: ImageRef) -> Bytes | None:
+        """Return how far the pull was when last looked at."""
+        return self._pulling.get(ref)
+
+    def pins_are(self, notes: Mapping[ImageRef, PinNote]) -> None:
+        """Note which images are pinned."""
+        if notes != self._pins:
+            self._pins = notes
+            self._publish()
 
     def failed(self, ref: ImageRef, failure: Failure) -> None:
         """Note a failed pull."""
@@ -87,7 +102,9 @@ class Board:
     def _publish(self) -> None:
         before = self._images.get()
         states = {
-            ref: image_state(ref, proof, self._pulling.get(ref), self.failure(self._wants[ref]))
+            ref: with_pin(
+                image_state(ref, proof, self._pulling.get(ref), self.failure(self._wants[ref])), self._pins.get(ref)
+            )
             for ref, proof in self._proofs.items()
             if ref in self._wants
         }

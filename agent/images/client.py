@@ -1,43 +1,37 @@
-"""containerd over its unix socket: the CRI and the native API, as values; the only importer of grpc in this room.
-
-Native calls are made in namespace k8s.io. Every call has a deadline except the event stream: a containerd that hangs is
-noticed by the proof cycle, which has one. grpcio's own threads cost some 0.08 % of a core while a channel is open (measured,
-1.85, the same with 2 and 64 cores).
-"""
+"""containerd as this room sees it: the CRI and the native API, as values."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import TypeVar
 
 import grpc.aio
 from google.protobuf.empty_pb2 import Empty
-from google.protobuf.message import Message
 
+from agent.core.errors import Permanent
 from agent.core.names import LABEL_ENDPOINT_NAME
-from agent.core.refs import EndpointKey
+from agent.core.refs import EndpointKey, parse_image_ref
 from agent.core.sandbox import Sandbox
-from agent.images.faults import Fault, PermanentFault, failure
-from agent.images.runtime import Change, ImageEvent
+from agent.images.daemon import Daemon, Way, pull_way
+from agent.images.disk import Disk, read_disk
+from agent.images.faults import Fault, PermanentFault, TransientFault, failure
+from agent.images.layout import LIMIT_BYTES, parse_document, pick_manifest, this_architecture
+from agent.images.pinning import PINNED, PINNED_VALUE, UNTIL
+from agent.images.preflight import inspect_daemon
+from agent.images.prove import record_name
+from agent.images.records import Record, Records
+from agent.images.registry import RegistryResolver
+from agent.images.rpc import NAMESPACE, Rpc
+from agent.images.runtime import Change, ImageEvent, Pin
+from agent.images.transfer import PULL_SECONDS, Transfers
 from agent.pb.containerd import content_pb2, events_pb2, images_pb2, snapshots_pb2, types_pb2, version_pb2
 from agent.pb.cri import runtime_pb2
 
-M = TypeVar("M", bound=Message)
-
-NAMESPACE = "k8s.io"
-_CALL_SECONDS = 10.0
-_PULL_SECONDS = 2 * 3600.0  # containerd ends a pull without progress by itself (1.7 and later: after 5 min)
-_MESSAGE_BYTES = 16 << 20  # containerd's own limit
-_OPTIONS = (
-    ("grpc.max_receive_message_length", _MESSAGE_BYTES),
-    ("grpc.max_send_message_length", _MESSAGE_BYTES),
-    ("grpc.enable_http_proxy", 0),
-    ("grpc.initial_reconnect_backoff_ms", 200),
-    ("grpc.min_reconnect_backoff_ms", 200),
-    ("grpc.max_reconnect_backoff_ms", 2000),
-)
-_METADATA = (("containerd-namespace", NAMESPACE),)
+_PLAIN_HTTP = "server gave HTTP response to HTTPS client"  # which the CRI allows registries on this machine
+_SEEN_WITHIN_SECONDS = 10
+_TOUCH_TURN = 3
+_PULLED = "prewarm.dev/pulled"
 _EVENTS = f'namespace=={NAMESPACE},topic~="/images/"'
 _HANDLER = (
     "io.containerd.cri.runtime-handler"  # containerd before 2.2.2 reads the handler from the sandbox's annotations
@@ -47,17 +41,22 @@ _HANDLER = (
 class ContainerdClient:
     """One containerd. Made and used inside one event loop; `close` it at the end."""
 
-    def __init__(self, socket: str) -> None:
+    def __init__(self, socket: str, snapshotter: str = "overlayfs") -> None:
         self.socket = socket
-        self._channel = grpc.aio.insecure_channel(f"unix:{socket}", options=_OPTIONS)
+        self._snapshotter = snapshotter
+        self._rpc = Rpc(socket)
+        self._transfers = Transfers(self._rpc)
+        self._records = Records(self._rpc)
+        self._daemon: Daemon | None = None
+        self._refusals: dict[str, str] = {}  # registry hosts that the transfer service will not do for, and why
 
     async def close(self) -> None:
         """End all calls and the connection."""
-        await self._channel.close(None)
+        await self._rpc.close()
 
     async def version(self) -> str:
         """Return the daemon's version as it writes it (`1.6.20~ds1`, `v2.2.7`)."""
-        answer = await self._native(
+        answer = await self._rpc.native(
             "version.v1.Version/Version", Empty(), version_pb2.VersionResponse, "ask containerd's version"
         )
         return answer.version
@@ -65,7 +64,7 @@ class ContainerdClient:
     async def records(self, names: Sequence[str]) -> Mapping[str, str]:
         """See `ImageStore.records`."""
         request = images_pb2.ListImagesRequest(filters=[f'name=="{name}"' for name in names])
-        answer = await self._native("images.v1.Images/List", request, images_pb2.ListImagesResponse, "list images")
+        answer = await self._rpc.native("images.v1.Images/List", request, images_pb2.ListImagesResponse, "list images")
         return {image.name: image.target.digest for image in answer.images}
 
     async def read(self, digest: str, limit_bytes: int) -> bytes | None:
@@ -79,30 +78,141 @@ class ContainerdClient:
             )
         request = content_pb2.ReadContentRequest(digest=digest)
         path, what = "content.v1.Content/Read", f"read blob {digest}"
-        chunks = self._stream(path, request, content_pb2.ReadContentResponse, what)
+        chunks = self._rpc.pages(path, request, content_pb2.ReadContentResponse, what)
         return b"".join([chunk.data async for chunk in chunks])
 
     async def committed(self, snapshotter: str) -> frozenset[str]:
         """See `ImageStore.committed`."""
         request = snapshots_pb2.ListSnapshotsRequest(snapshotter=snapshotter, filters=["kind==committed"])
         path, what = "snapshots.v1.Snapshots/List", f"list the snapshots of {snapshotter}"
-        pages = self._stream(path, request, snapshots_pb2.ListSnapshotsResponse, what)
+        pages = self._rpc.pages(path, request, snapshots_pb2.ListSnapshotsResponse, what)
         return frozenset([i.name async for p in pages for i in p.info if i.kind == snapshots_pb2.COMMITTED])
 
+    async def daemon(self) -> Daemon:
+        """Return what this containerd is; asked anew after each of its starts.
+
+        Raises:
+            Transient: containerd is away.
+        """
+        if self._daemon is None:
+            self._daemon = await inspect_daemon(self._rpc, self.socket)
+            self._refusals.clear()
+        return self._daemon
+
+    async def way(self, name: str, handler: str) -> Way:
+        """See `Puller.way`."""
+        daemon, host = await self.daemon(), parse_image_ref(name).host
+        roots = await asyncio.to_thread(daemon.roots_for, host)
+        way = pull_way(daemon, snapshotter=self._snapshotter, handler=handler, roots=roots)
+        if way.resumable and host in self._refusals:
+            return Way(resumable=False, reason=f"not resumable, by the CRI: {self._refusals[host]}")
+        return way
+
     async def pull(self, name: str, handler: str) -> None:
-        """See `Puller.pull`; through the CRI, as kubelet would."""
+        """See `Puller.pull`."""
+        way = await self.way(name, handler)
+        if not way.resumable:
+            await self._pull_as_kubelet(name, handler)
+            return
+        record = record_name(parse_image_ref(name))
+        try:
+            await self._transfers.pull(record, snapshotter=self._snapshotter, hosts=way.hosts)
+        except (TransientFault, PermanentFault) as error:
+            if error.fault is not Fault.REFUSED and _PLAIN_HTTP not in str(error):
+                raise
+            self._refusals[parse_image_ref(name).host] = str(error)
+            await self._pull_as_kubelet(name, handler)
+        else:
+            await self._check_platform(record)
+            await self._seen_by_kubelet(name)
+
+    async def retry_after(self, name: str) -> float:
+        """See `Puller.retry_after`: containerd keeps it to itself, so the registry is asked once more."""
+        ref, daemon = parse_image_ref(name), await self.daemon()
+        roots = await asyncio.to_thread(daemon.roots_for, ref.host)
+        resolver = RegistryResolver(daemon.root / (roots[0] if roots else "nowhere").lstrip("/"))
+        try:
+            await resolver.resolve(ref)
+        except TransientFault as error:
+            return error.retry_after_seconds
+        except PermanentFault:
+            return 0.0
+        finally:
+            await resolver.close()
+        return 0.0
+
+    async def release(self, name: str) -> None:
+        """See `Puller.release`."""
+        if (await self.daemon()).transfer:
+            await self._transfers.release(record_name(parse_image_ref(name)))
+
+    async def pins(self) -> Mapping[str, Pin]:
+        """See `Pinner.pins`."""
+        found = await self._records.find([f'labels."{UNTIL}"'])
+        return {r.name: Pin(until=_until(r), whole=r.labels.get(PINNED) == PINNED_VALUE) for r in found if _is_id(r)}
+
+    async def pin(self, image_id: str, until: datetime) -> None:
+        """See `Pinner.pin`."""
+        if record := await self._records.get(image_id):
+            await self._records.label(record, UNTIL, f"{until.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}")
+            await self._records.label(record, PINNED, PINNED_VALUE)
+
+    async def unpin(self, image_id: str) -> None:
+        """See `Pinner.unpin`; the word on whose it was goes last."""
+        record = await self._records.get(image_id)
+        for label in (PINNED, UNTIL) if record and UNTIL in record.labels else ():
+            await self._records.label(record, label, "")
+
+    async def shielded(self, name: str) -> bool:
+        """See `Pinner.shielded`."""
+        return (await self._status(name)).image.pinned
+
+    async def disk(self) -> Disk | None:
+        """See `Pinner.disk`."""
+        daemon = await self.daemon()
+        directory = daemon.directories.get(self._snapshotter)
+        return await asyncio.to_thread(read_disk, daemon.root / directory.lstrip("/")) if directory else None
+
+    async def _pull_as_kubelet(self, name: str, handler: str) -> None:
         request = runtime_pb2.PullImageRequest(image=runtime_pb2.ImageSpec(image=name, runtime_handler=handler))
         if handler:  # read only where a sandbox is named
             request.sandbox_config.metadata.name = "prewarm"
             request.sandbox_config.annotations[_HANDLER] = handler
         path = "/runtime.v1.ImageService/PullImage"
-        await self._call(path, request, runtime_pb2.PullImageResponse, f"pull {name}", seconds=_PULL_SECONDS)
+        await self._rpc.call(path, request, runtime_pb2.PullImageResponse, f"pull {name}", seconds=PULL_SECONDS)
+
+    async def _check_platform(self, record: str) -> None:
+        """Refuse an image of other platforms: the transfer service of containerd 2.2 records it and unpacks nothing.
+
+        Raises:
+            PermanentFault: it has nothing for this machine.
+        """
+        digest = (await self.records([record])).get(record, "")
+        content = await self.read(digest, LIMIT_BYTES) if digest else None
+        try:
+            if content is not None:
+                pick_manifest(parse_document(content, digest), digest, this_architecture())
+        except Permanent as error:
+            raise PermanentFault(f"cannot pull {record}: {error}", Fault.PLATFORM) from error
+
+    async def _seen_by_kubelet(self, name: str) -> None:
+        """Return when the CRI knows the image too: it learns of it by an event, and tells nobody when it has.
+
+        The transfer service of containerd 1.7 sends no event; that of a changed label makes the CRI look as well.
+        """
+        for turn in range(_SEEN_WITHIN_SECONDS * 20):
+            if await self.present(name):
+                return
+            if turn == _TOUCH_TURN and (record := await self._records.get(record_name(parse_image_ref(name)))):
+                await self._records.label(record, _PULLED, "true")
+            await asyncio.sleep(0.05)
+        raise TransientFault(f"pulled {name}, but the CRI did not see it within {_SEEN_WITHIN_SECONDS} s", Fault.OTHER)
 
     async def ingests(self) -> Mapping[str, int]:
         """See `Puller.ingests`."""
         request = content_pb2.ListStatusesRequest()
         path = "content.v1.Content/ListStatuses"
-        answer = await self._native(path, request, content_pb2.ListStatusesResponse, "list running downloads")
+        answer = await self._rpc.native(path, request, content_pb2.ListStatusesResponse, "list running downloads")
         return {status.ref[status.ref.find("sha256:") :]: status.offset for status in answer.statuses}
 
     async def has(self, digest: str) -> bool:
@@ -113,8 +223,9 @@ class ContainerdClient:
         """See `ImageEvents.events`."""
         what = "follow image events"
         request = events_pb2.SubscribeRequest(filters=[_EVENTS])
-        call = self._open("events.v1.Events/Subscribe", request, types_pb2.Envelope, None)
+        call = self._rpc.open("events.v1.Events/Subscribe", request, types_pb2.Envelope, None)
         try:
+            self._daemon = None  # it may be another one than before
             await self.version()  # goes out after the subscription, on the same connection
             yield ImageEvent(change=Change.STARTED)
             async for envelope in call:
@@ -127,68 +238,47 @@ class ContainerdClient:
 
     async def present(self, name: str) -> bool:
         """Say whether the CRI, and so kubelet, sees the image."""
+        return (await self._status(name)).HasField("image")
+
+    async def _status(self, name: str) -> runtime_pb2.ImageStatusResponse:
         request = runtime_pb2.ImageStatusRequest(image=runtime_pb2.ImageSpec(image=name))
         path = "/runtime.v1.ImageService/ImageStatus"
-        answer = await self._call(path, request, runtime_pb2.ImageStatusResponse, f"look up {name}")
-        return answer.HasField("image")
+        return await self._rpc.call(path, request, runtime_pb2.ImageStatusResponse, f"look up {name}")
 
     async def remove(self, name: str) -> None:
         """Remove the image with all its names, as kubelet's garbage collection does; absent is fine."""
         request = runtime_pb2.RemoveImageRequest(image=runtime_pb2.ImageSpec(image=name))
         path = "/runtime.v1.ImageService/RemoveImage"
-        await self._call(path, request, runtime_pb2.RemoveImageResponse, f"remove {name}")
+        await self._rpc.call(path, request, runtime_pb2.RemoveImageResponse, f"remove {name}")
 
     async def sandboxes(self) -> tuple[Sandbox, ...]:
         """Return all pod sandboxes of this node, stopped ones too."""
         request = runtime_pb2.ListPodSandboxRequest()
         path = "/runtime.v1.RuntimeService/ListPodSandbox"
-        answer = await self._call(path, request, runtime_pb2.ListPodSandboxResponse, "list pod sandboxes")
+        answer = await self._rpc.call(path, request, runtime_pb2.ListPodSandboxResponse, "list pod sandboxes")
         return tuple(_sandbox(item) for item in answer.items)
 
     async def _size(self, digest: str) -> int | None:
         request, path = content_pb2.InfoRequest(digest=digest), "content.v1.Content/Info"
         try:
-            answer = await self._native(path, request, content_pb2.InfoResponse, f"look up blob {digest}")
+            answer = await self._rpc.native(path, request, content_pb2.InfoResponse, f"look up blob {digest}")
         except PermanentFault as error:
             if error.fault is Fault.NOT_FOUND:
                 return None
             raise
         return answer.info.size
 
-    async def _native(self, path: str, request: Message, kind: type[M], what: str) -> M:
-        return await self._call(f"/containerd.services.{path}", request, kind, what)
 
-    async def _call(
-        self, path: str, request: Message, kind: type[M], what: str, *, seconds: float = _CALL_SECONDS
-    ) -> M:
-        method = self._channel.unary_unary(
-            path, request_serializer=type(request).SerializeToString, response_deserializer=kind.FromString
-        )
-        try:
-            answer: M = await method(request, timeout=seconds, metadata=_METADATA)
-        except grpc.aio.AioRpcError as error:
-            raise failure(what, error.code().name, error.details() or "") from error
-        return answer
+def _is_id(record: Record) -> bool:
+    return record.name.startswith("sha256:")
 
-    def _open(
-        self, path: str, request: Message, kind: type[M], seconds: float | None
-    ) -> grpc.aio.UnaryStreamCall[Message, M]:
-        method = self._channel.unary_stream(
-            f"/containerd.services.{path}",
-            request_serializer=type(request).SerializeToString,
-            response_deserializer=kind.FromString,
-        )
-        return method(request, timeout=seconds, metadata=_METADATA)
 
-    async def _stream(self, path: str, request: Message, kind: type[M], what: str) -> AsyncIterator[M]:
-        call = self._open(path, request, kind, _CALL_SECONDS)
-        try:
-            async for message in call:
-                yield message
-        except grpc.aio.AioRpcError as error:
-            raise failure(what, error.code().name, error.details() or "") from error
-        finally:
-            call.cancel()
+def _until(record: Record) -> datetime:
+    """Return until when a pin of ours is meant; what cannot be read is over."""
+    try:
+        return datetime.fromisoformat(record.labels[UNTIL])
+    except ValueError:
+        return datetime.min.replace(tzinfo=UTC)
 
 
 def _event(envelope: types_pb2.Envelope) -> ImageEvent:

@@ -20,16 +20,19 @@ class Fault(StrEnum):
     NO_SPACE = "no space"
     AWAY = "away"  # containerd itself does not answer
     REFUSED = "refused"  # a request containerd will never accept: ours is wrong for this version
+    PLATFORM = "wrong platform"  # there is no such image for this machine
+    REGISTRY = "registry away"  # it does not answer, answers 5xx, or cuts its answers
     MOVED = "tag moved"  # the tag points elsewhere than when the planner resolved it
-    OTHER = "other"  # registry away, connection reset, time is up
+    OTHER = "other"
 
 
 class TransientFault(Transient):
-    """A failure that may pass, with its class."""
+    """A failure that may pass, with its class; `retry_after_seconds` is how long the other side asked to wait, 0 if it did not."""
 
-    def __init__(self, text: str, fault: Fault) -> None:
+    def __init__(self, text: str, fault: Fault, retry_after_seconds: float = 0.0) -> None:
         super().__init__(text)
         self.fault = fault
+        self.retry_after_seconds = retry_after_seconds
 
 
 class PermanentFault(Permanent):
@@ -40,7 +43,8 @@ class PermanentFault(Permanent):
         self.fault = fault
 
 
-# In this order: a registry says "denied" and "not found" in one breath when it hides what one may not see.
+# In this order: a registry says "denied" and "not found" in one breath when it hides what one may not see, and a name server
+# says "host not found".
 _TEXTS = (
     (Fault.NO_SPACE, re.compile(r"no space left on device|disk quota exceeded", re.IGNORECASE)),
     (Fault.RATE_LIMIT, re.compile(r"429 too many requests|toomanyrequests|rate limit", re.IGNORECASE)),
@@ -52,16 +56,28 @@ _TEXTS = (
             re.IGNORECASE,
         ),
     ),
+    (Fault.PLATFORM, re.compile(r"no match for platform|no manifest for linux", re.IGNORECASE)),
+    (
+        Fault.REGISTRY,
+        re.compile(
+            r"dial tcp|lookup |connection refused|connection reset|no such host|i/o timeout|unexpected EOF|\bEOF$|"
+            r"(?:unexpected status|status code)\b.*\b5\d\d |failed size validation|tls: |x509: |context deadline exceeded|"
+            r"server closed|unexpected commit digest|no route to host|network is unreachable",
+            re.IGNORECASE,
+        ),
+    ),
     (Fault.NOT_FOUND, re.compile(r"not found|404", re.IGNORECASE)),
 )
 _ADVICE = {
     Fault.AUTH: "the registry wants credentials for it, and this version pulls without",
     Fault.NOT_FOUND: "the registry does not have it: check name and tag",
     Fault.RATE_LIMIT: "the registry limits the rate of requests",
+    Fault.PLATFORM: "the image does not exist for this machine's platform",
+    Fault.REGISTRY: "the registry does not answer as it should",
     Fault.NO_SPACE: "the disk under containerd is full",
     Fault.AWAY: "containerd does not answer",
 }
-_PERMANENT = frozenset({Fault.AUTH, Fault.NOT_FOUND, Fault.REFUSED})
+_PERMANENT = frozenset({Fault.AUTH, Fault.NOT_FOUND, Fault.PLATFORM, Fault.REFUSED})
 _CODES = {
     "UNAVAILABLE": Fault.AWAY,
     "NOT_FOUND": Fault.NOT_FOUND,
@@ -75,9 +91,9 @@ _QUERY = re.compile(r"\?[^\s\"'<>]+")  # signed URLs of blob stores carry creden
 
 def classify(code: str, details: str) -> Fault:
     """Return the class of a failure from its gRPC code's name and its text."""
-    if code != "UNAVAILABLE":
+    if code != "UNAVAILABLE" or "unexpected status" in details:  # containerd 2 hands a registry's 503 on by that code
         for fault, pattern in _TEXTS:
-            if pattern.search(details) and not (fault is Fault.NOT_FOUND and code == "UNKNOWN" and _dials(details)):
+            if pattern.search(details):
                 return fault
     return _CODES.get(code, Fault.OTHER)
 
@@ -88,8 +104,3 @@ def failure(what: str, code: str, details: str) -> TransientFault | PermanentFau
     advice = f"{_ADVICE[fault]}: " if fault in _ADVICE else ""
     text = f"cannot {what}: {advice}{cut(_QUERY.sub('?…', details)) or code}"
     return PermanentFault(text, fault) if fault in _PERMANENT else TransientFault(text, fault)
-
-
-def _dials(details: str) -> bool:
-    """A network error that mentions "not found" (a name server's "host not found") is not a missing image."""
-    return "dial tcp" in details or "lookup " in details

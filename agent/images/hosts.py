@@ -35,10 +35,7 @@ def registry_hosts(directory: Path, host: str) -> tuple[RegistryHost, ...]:
     Raises:
         Permanent: a hosts.toml is malformed.
     """
-    try:
-        file = next((f for f in _candidates(directory, host) if f.is_file()), None)
-    except OSError as error:  # a name too long for a file, or no permission
-        raise Permanent(f"cannot look for the hosts.toml of {cut(host, 100)}: {error.strerror}") from error
+    file = hosts_file(directory, host)
     official = _DOCKER_HUB if host == "docker.io" else host
     if file is None:
         return (RegistryHost(base=f"https://{official}/v2", name=host),)
@@ -55,6 +52,18 @@ def registry_hosts(directory: Path, host: str) -> tuple[RegistryHost, ...]:
         return tuple(dict.fromkeys([*hosts, _host(file, server, content, host)]))
     except (ValueError, TypeError) as error:  # an address that is none, capabilities that are no list
         raise Permanent(f"cannot read {file}: {error}") from error
+
+
+def hosts_file(directory: Path, host: str) -> Path | None:
+    """Return the file that says where images of `host` come from, None where there is none.
+
+    Raises:
+        Permanent: it cannot be looked for.
+    """
+    try:
+        return next((f for f in _candidates(directory, host) if f.is_file()), None)
+    except OSError as error:  # a name too long for a file, or no permission
+        raise Permanent(f"cannot look for the hosts.toml of {cut(host, 100)}: {error.strerror}") from error
 
 
 def _candidates(directory: Path, host: str) -> Iterator[Path]:

@@ -28,6 +28,7 @@ class Proof:
 
     level: ImageLevel = ImageLevel.ABSENT
     digest: str = ""
+    image_id: str = ""  # the digest of its config, as containerd and the kubelet name images
     size_bytes: int = 0
     reason: str = ""
     error: str = ""
@@ -94,17 +95,20 @@ class Prover:
         return self._judge(want, target, parts, committed)
 
     def _judge(self, want: ImageWant, target: str, parts: Parts, committed: frozenset[str]) -> Proof:
-        size_bytes = parts.manifest.size_bytes
+        size_bytes, image_id = parts.manifest.size_bytes, parts.manifest.config
         missing = sum(layer not in committed for layer in parts.chain)
         if missing:
             reason = f"{missing} of {len(parts.chain)} layers are not unpacked in {self._snapshotter}"
-            return Proof(level=ImageLevel.PRESENT, digest=target, size_bytes=size_bytes, reason=reason)
+            return Proof(
+                level=ImageLevel.PRESENT, digest=target, image_id=image_id, size_bytes=size_bytes, reason=reason
+            )
         if want.digest not in ("", target, parts.manifest_digest):
             reason = f"the tag points to {target} here, the planner resolved {want.digest}"
             return Proof(level=ImageLevel.PRESENT, digest=target, size_bytes=size_bytes, reason=reason, moved=True)
         return Proof(
             level=ImageLevel.UNPACKED,
             digest=want.digest or target,
+            image_id=image_id,
             size_bytes=size_bytes,
             reason=f"all {len(parts.chain)} layers are unpacked in {self._snapshotter}",
         )

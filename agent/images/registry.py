@@ -10,6 +10,8 @@ import asyncio
 import hashlib
 import json
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -43,6 +45,7 @@ class _Answer:
     digest: str
     challenge: Challenge
     body: bytes = b""
+    retry_after: str = ""
 
 
 class RegistryResolver:
@@ -79,8 +82,13 @@ class RegistryResolver:
                 failures.append(_about(ref, error))
         if len(failures) == 1:
             raise failures[0]
+        # The longest wait that anybody asked for holds for all.
+        wait = max((f.retry_after_seconds for f in failures if isinstance(f, TransientFault)), default=0.0)
         worst = next((f for f in failures if isinstance(f, TransientFault)), failures[-1])
-        raise type(worst)("; ".join(map(str, failures)), worst.fault)
+        text = "; ".join(map(str, failures))
+        if isinstance(worst, TransientFault):
+            raise TransientFault(text, worst.fault, wait)
+        raise PermanentFault(text, worst.fault)
 
     async def _resolve_at(self, host: RegistryHost, ref: ImageRef) -> Digest:
         credentials = await asyncio.to_thread(credentials_for, self._auths, host.name)
@@ -93,7 +101,7 @@ class RegistryResolver:
         if answer.status == 405 or (answer.status == 200 and not answer.digest):
             answer = await self._ask("GET", url, authorization)
         if answer.status != 200:
-            raise _refusal(url, ref, answer.status, anonymous=credentials is None)
+            raise _refusal(url, ref, answer.status, anonymous=credentials is None, retry_after=answer.retry_after)
         digest = answer.digest or f"sha256:{hashlib.sha256(answer.body).hexdigest()}"
         try:
             found = parse_digest(digest)
@@ -112,10 +120,11 @@ class RegistryResolver:
                     status=response.status,
                     digest=response.headers.get("Docker-Content-Digest", ""),
                     challenge=parse_challenge(response.headers.get("WWW-Authenticate", "")),
+                    retry_after=response.headers.get("Retry-After", ""),
                     body=await _read(response, LIMIT_BYTES) if wanted else b"",
                 )
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:  # ValueError: no name for DNS
-            raise TransientFault(f"cannot reach {url}: {_why(error)}", Fault.OTHER) from error
+            raise TransientFault(f"cannot reach {url}: {_why(error)}", Fault.REGISTRY) from error
 
     async def _authorize(self, url: str, asked: Challenge, ref: ImageRef, credentials: Credentials | None) -> str:
         """Answer a 401; returns the value of an Authorization header."""
@@ -134,7 +143,7 @@ class RegistryResolver:
                     raise _refusal(asked.realm, ref, response.status, anonymous=credentials is None)
                 return f"Bearer {_token(await _read(response, _TOKEN_BYTES), asked.realm)}"
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
-            raise TransientFault(f"cannot reach {asked.realm}: {_why(error)}", Fault.OTHER) from error
+            raise TransientFault(f"cannot reach {asked.realm}: {_why(error)}", Fault.REGISTRY) from error
 
     def _open(self) -> aiohttp.ClientSession:
         if self._session is None:
@@ -171,7 +180,9 @@ def _check_secret_goes_to(target: str, registry: str) -> None:
         )
 
 
-def _refusal(url: str, ref: ImageRef, status: int, *, anonymous: bool) -> TransientFault | PermanentFault:
+def _refusal(
+    url: str, ref: ImageRef, status: int, *, anonymous: bool, retry_after: str = ""
+) -> TransientFault | PermanentFault:
     what = f"cannot resolve {ref}: {cut(url, 300)}"
     match status:
         case 404:
@@ -180,11 +191,22 @@ def _refusal(url: str, ref: ImageRef, status: int, *, anonymous: bool) -> Transi
             told = "asked without credentials" if anonymous else "the credentials were not enough"
             return PermanentFault(f"{what}: access denied ({status}), {told}", Fault.AUTH)
         case 429:
-            return TransientFault(f"{what}: too many requests (429)", Fault.RATE_LIMIT)
+            return TransientFault(f"{what}: too many requests (429)", Fault.RATE_LIMIT, _seconds(retry_after))
         case _ if status >= 500 or status == 408:
-            return TransientFault(f"{what}: the registry answered {status}", Fault.OTHER)
+            return TransientFault(f"{what}: the registry answered {status}", Fault.REGISTRY)
         case _:
             return PermanentFault(f"{what}: the registry answered {status}", Fault.OTHER)
+
+
+def _seconds(retry_after: str) -> float:
+    """Return the seconds that a Retry-After header asks for (RFC 9110: seconds, or a date), 0 where it says nothing."""
+    if retry_after.isascii() and retry_after.isdigit() and len(retry_after) < 9:
+        return float(retry_after)
+    try:
+        at = parsedate_to_datetime(retry_after)
+    except (ValueError, TypeError):
+        return 0.0
+    return max(0.0, (at - datetime.now(UTC)).total_seconds()) if at.tzinfo else 0.0
 
 
 def _about(ref: ImageRef, error: TransientFault | PermanentFault) -> TransientFault | PermanentFault:

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from enum import StrEnum
 from typing import Protocol
+
+from agent.images.daemon import Way
+from agent.images.disk import Disk
 
 
 class Change(StrEnum):
@@ -43,13 +47,27 @@ class ImageStore(Protocol):
 class Puller(Protocol):
     """What a pull needs."""
 
+    async def way(self, name: str, handler: str) -> Way:
+        """Return how `pull` will go about it."""
+        ...
+
     async def pull(self, name: str, handler: str) -> None:
         """Pull and unpack `name` for a runtime handler ("" for the default one); cancelling it ends the pull there.
+
+        Where its way is resumable, what was fetched is kept then, and when it fails.
 
         Raises:
             TransientFault: it may work later.
             PermanentFault: it will not, as things are.
         """
+        ...
+
+    async def retry_after(self, name: str) -> float:
+        """Return how many seconds the registry asks to wait with this image, 0 where it does not say."""
+        ...
+
+    async def release(self, name: str) -> None:
+        """Let go of what an unfinished pull has kept."""
         ...
 
     async def ingests(self) -> Mapping[str, int]:
@@ -61,6 +79,46 @@ class Puller(Protocol):
         ...
 
 
+class Disks(Protocol):
+    """The file system under the images."""
+
+    async def disk(self) -> Disk | None:
+        """Return the file system that images are unpacked to, None where it cannot be seen from here."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pin:
+    """A pin of ours: until when it is meant to stand, and whether containerd's own label is there with it."""
+
+    until: datetime
+    whole: bool
+
+
+class Pinner(Disks, Protocol):
+    """What pinning needs of containerd. Each method raises Transient when it is away and Permanent when it refuses."""
+
+    async def pins(self) -> Mapping[str, Pin]:
+        """Return our pins by image id."""
+        ...
+
+    async def pin(self, image_id: str, until: datetime) -> None:
+        """Pin an image; one that is gone is no error."""
+        ...
+
+    async def unpin(self, image_id: str) -> None:
+        """Remove our pin; none is no error."""
+        ...
+
+    async def shielded(self, name: str) -> bool:
+        """Say whether the kubelet is told that the image is pinned."""
+        ...
+
+
+class PullRuntime(Puller, Disks, Protocol):
+    """What the pulls need."""
+
+
 class ImageEvents(Protocol):
     """The changes of image records."""
 
@@ -69,5 +127,5 @@ class ImageEvents(Protocol):
         ...
 
 
-class Runtime(ImageStore, Puller, ImageEvents, Protocol):
+class Runtime(ImageStore, PullRuntime, Pinner, ImageEvents, Protocol):
     """All of it."""

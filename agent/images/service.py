@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import structlog
 
@@ -23,6 +23,7 @@ from agent.core.retry import Backoff
 from agent.images.board import Board
 from agent.images.faults import Fault, TransientFault
 from agent.images.layout import this_architecture
+from agent.images.pinning import Pins
 from agent.images.prove import Prover, record_name
 from agent.images.pulls import NoObserver, PullObserver, Pulls
 from agent.images.runtime import Change, ImageEvent, Runtime
@@ -55,6 +56,7 @@ class ImageService:
         self._runtime = runtime
         self._plan = plan
         self._clock = clock
+        self._observer = observer or NoObserver()
         self._heartbeat = heartbeat
         self._interval_seconds = settings.proof_interval_seconds
         self._rng = rng or random.Random()  # noqa: S311 (spreads retries)
@@ -66,10 +68,11 @@ class ImageService:
             self._board,
             prove=self._cycle,
             clock=clock,
-            observer=observer or NoObserver(),
+            observer=self._observer,
             rng=self._rng,
-            limit=settings.max_pulls,
+            settings=settings,
         )
+        self._pins = Pins(runtime, self._board, clock, settings.pin_budget)
         self._one_cycle = asyncio.Lock()
         self._look = Signal()  # prove now
         self._act = Signal()  # look at the pulls
@@ -108,10 +111,20 @@ class ImageService:
                 return False
             self._tell(None)
             self._board.proved(wants, proofs, self._deleted)
+            await self._pin()
             self._heartbeat.beat(self.name, self._clock.monotonic())
             self._completed.fire()
             self._act.fire()
             return True
+
+    async def _pin(self) -> None:
+        """Bring the pins in line; an image is as warm without."""
+        plan = self._plan.get()
+        try:
+            async with asyncio.timeout(_CYCLE_SECONDS):
+                await self._pins.reconcile(plan.pins, plan.images)
+        except (TimeoutError, Transient, Permanent) as error:
+            log.warning("pins could not be brought in line", error=str(error) or "containerd did not answer")
 
     async def _expire(self) -> None:
         while True:
@@ -122,12 +135,23 @@ class ImageService:
                 self._board.distrust(self._plan.get().images, reason)
 
     async def _follow_plan(self) -> None:
-        watched = self._plan.get().images
+        watched, pinned = self._plan.get().images, self._plan.get().pins
         async for plan in self._plan.follow():
-            if plan.images != watched:
+            self._act.fire()
+            if plan.images != watched or plan.pins != pinned:
+                pinned = plan.pins
+                left = {want.ref for want in watched} - {want.ref for want in plan.images}
                 watched = plan.images
                 self._look.fire()
-            self._act.fire()
+                await self._release(left)
+
+    async def _release(self, left: Iterable[ImageRef]) -> None:
+        """Let go of what was fetched in part of images that are no longer wanted; what cannot be told now expires."""
+        for ref in sorted(left, key=str):
+            try:
+                await self._runtime.release(str(ref))
+            except (Transient, Permanent) as error:
+                log.debug("an unfinished pull is left to expire", image=str(ref), error=str(error))
 
     async def _act_on_plan(self, tasks: asyncio.TaskGroup) -> None:
         while True:
@@ -149,9 +173,11 @@ class ImageService:
     def _take(self, event: ImageEvent) -> None:
         if event.change is Change.DELETED:
             self._deleted.add(event.name)
-            self._board.deleted(event.name)
+            for ref in self._board.deleted(event.name):
+                log.warning("a warm image was removed by somebody else", image=str(ref))
+                self._observer.lost(ref)
         names = {record_name(want.ref) for want in self._plan.get().images}
-        if event.change is Change.STARTED or event.name in names:
+        if event.change is Change.STARTED or event.name in names or self._pins.concerns(event.name):
             self._look.fire()
 
     def _tell(self, error: PrewarmError | None) -> None:

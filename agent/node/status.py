@@ -121,20 +121,22 @@ def _memory(inventory: Inventory) -> dict[str, str] | None:
 def _items(assignment: Assignment, inventory: Inventory, now: datetime) -> Iterator[dict[str, object]]:
     images = {i.ref: i for e in assignment.endpoints for i in e.images}
     models = {str(m.uri): m for e in assignment.endpoints for m in e.models}
-    yield from (_image_item(i, inventory.images.get(i.ref)) for i in images.values())
+    yield from (_image_item(i, inventory.images.get(i.ref), now) for i in images.values())
     for want in models.values():
         digest = model_digest(want, inventory)
         yield _model_item(want, inventory.models.get(digest) if digest else None, inventory, now)
 
 
-def _image_item(want: ImageWant, state: ImageState | None) -> dict[str, object]:
+def _image_item(want: ImageWant, state: ImageState | None, now: datetime) -> dict[str, object]:
     if state is None:
         return {"ref": str(want.ref), "level": str(ImageLevel.ABSENT), "reason": "not looked at yet"}
+    eta = eta_of(state, now)
     full: dict[str, object] = {
         "ref": str(want.ref),
         "level": str(state.level),
         "bytes": state.done_bytes,
         "total": state.total_bytes,
+        "eta": format_time(eta) if eta else "",
         "reason": cut(state.reason, _TEXT_LIMIT),
         "error": cut(state.error, _TEXT_LIMIT),
     }
@@ -161,9 +163,9 @@ def _model_item(want: ModelWant, state: ModelState | None, inventory: Inventory,
     return {k: v for k, v in full.items() if v not in ("", 0)}
 
 
-def eta_of(state: ModelState, now: datetime) -> datetime | None:
+def eta_of(state: ModelState | ImageState, now: datetime) -> datetime | None:
     """Return when a running download ends at its present rate; None if nothing can be said (or only nonsense)."""
-    if not state.busy or state.rate_bytes_per_second < 1 or state.level.committed:
+    if not state.busy or state.rate_bytes_per_second < 1 or state.done_bytes >= state.total_bytes:
         return None
     left = max(0, state.total_bytes - state.done_bytes) / state.rate_bytes_per_second
     return now + timedelta(seconds=left) if left < 365 * 86400 else None

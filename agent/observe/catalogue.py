@@ -58,6 +58,7 @@ PULL_TRANSFER = Metric(
     buckets=TRANSFER_BUCKETS,
 )
 PULLED_BYTES = _counter("prewarm_image_pulled_bytes_total", "Compressed bytes of images that prewarm pulled")
+IMAGES_LOST = _counter("prewarm_images_lost_total", "Warm images that somebody else removed while they were wanted")
 HYDRATION = Metric(
     name="prewarm_hydration_seconds",
     kind=Kind.HISTOGRAM,
@@ -91,6 +92,7 @@ COMMITTED_BYTES = _gauge("prewarm_endpoint_committed_bytes", "Of these, bytes co
 RESIDENT_BYTES = _gauge(
     "prewarm_endpoint_resident_bytes", "Of these, bytes measured in the page cache (memory: on)", *ENDPOINT_LABELS
 )
+PINNED = _gauge("prewarm_images_pinned", "Of these, images kept from the kubelet's garbage collection")
 IMAGES = _gauge("prewarm_images", "Images this node was asked for, by level", "level")
 MODELS = _gauge("prewarm_models", "Model versions known on this node, by level", "level")
 GPU_VERDICT = _gauge("prewarm_gpu_verdict", "1 for the verdict that holds", "verdict")
@@ -123,9 +125,9 @@ WITHDRAWN = _counter("prewarm_planner_withdrawn_nodes_total", "Times the planner
 PUBLISHED = _counter("prewarm_planner_writes_total", "NodeWarmups written by the planner")
 UNPUBLISHED = _gauge("prewarm_planner_unwritten_nodes", "Nodes whose NodeWarmup could not be written")
 
-FED = (COLD_START_TOTAL, IMAGE_PULL, MODEL_LOAD, PULL_TRANSFER, PULLED_BYTES, HYDRATION, HYDRATED_BYTES, XIDS, GPU_TESTS,
+FED = (COLD_START_TOTAL, IMAGE_PULL, MODEL_LOAD, PULL_TRANSFER, PULLED_BYTES, IMAGES_LOST, HYDRATION, HYDRATED_BYTES, XIDS, GPU_TESTS,
        API_WRITES, CLAIMS, WITHDRAWALS, MEMORY_RELEASES, WINDOW_LATENESS, WINDOWS_MISSED)  # fmt: skip
-READ = (ENDPOINT_READY, MODEL_BYTES, COMMITTED_BYTES, RESIDENT_BYTES, IMAGES, MODELS, GPU_VERDICT, GPUS, GPU_STATE, GPU_REASON,
+READ = (ENDPOINT_READY, MODEL_BYTES, COMMITTED_BYTES, RESIDENT_BYTES, IMAGES, PINNED, MODELS, GPU_VERDICT, GPUS, GPU_STATE, GPU_REASON,
         STORE_USED, STORE_FREE, STORE_CAPACITY, MEMORY_HELD, MEMORY_BUDGET, HEARTBEAT_AGE, BUILD, HYDRATION_RATE,
         HYDRATION_QUEUE, HYDRATION_ETA, PARTS)  # fmt: skip
 PLANNER = (LEADING, HELD, BRAKED, WITHDRAWN, PUBLISHED, UNPUBLISHED)

@@ -45,6 +45,11 @@ class Metrics:
         self._histograms[catalogue.PULL_TRANSFER.name].labels(outcome).observe(seconds)
         self._counters[catalogue.PULLED_BYTES.name].inc(size_bytes)
 
+    def lost(self, ref: ImageRef) -> None:
+        """Count one warm image that somebody else removed (PullObserver)."""
+        del ref
+        self._counters[catalogue.IMAGES_LOST.name].inc()
+
     def hydrated(self, digest: Digest, seconds: float, size_bytes: int, outcome: str) -> None:
         """Count one ended hydration; `size_bytes` is 0 unless it was committed."""
         del digest

@@ -104,6 +104,7 @@ def _node(inventory: Inventory) -> Iterable[GaugeMetricFamily]:
     images = Counter(state.level for state in inventory.images.values())
     models = Counter(state.level for state in inventory.models.values())
     yield _family(catalogue.IMAGES, {(level.value,): images[level] for level in ImageLevel})
+    yield _family(catalogue.PINNED, {(): sum(state.pinned for state in inventory.images.values())})
     yield _family(catalogue.MODELS, {(level.value,): models[level] for level in ModelLevel})
     yield _family(catalogue.GPU_VERDICT, {(v.value,): float(v is inventory.gpu.verdict) for v in GpuVerdict})
     yield _family(catalogue.GPUS, {(): inventory.gpu.count})

@@ -24,6 +24,14 @@ class PullStep:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PinStep:
+    """Keep one image from the kubelet's garbage collection until `until`."""
+
+    want: ImageWant
+    until: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class HydrateStep:
     """Bring one model version into the store (or first resolve it, where `want.digest` is None)."""
 
@@ -112,6 +120,7 @@ class NodePlan:
     evictions: tuple[EvictStep, ...] = ()
     views: tuple[ViewWant, ...] = ()
     memory: MemoryPlan = MemoryPlan()
+    pins: tuple[PinStep, ...] | None = None  # None while nothing is assigned: pins stay as they are
     endpoints: tuple[EndpointPlan, ...] = ()
     wake_at: datetime | None = None
     images: tuple[ImageWant, ...] = ()  # every image of the assignment: what the prover watches

@@ -16,6 +16,7 @@ from agent.core.refs import Digest, EndpointKey, ImageRef
 from agent.core.units import format_duration, format_size
 from agent.plan.decision import EndpointPlan, HydrateStep, NodePlan, PullStep, Stage, ViewWant
 from agent.plan.memory import keep_in_memory, memory_starts
+from agent.plan.pins import pins
 from agent.plan.room import NextUse, Room, Wanting, make_room
 
 _FAR = datetime.max.replace(tzinfo=UTC)
@@ -47,6 +48,7 @@ def plan(assignment: Assignment | None, inventory: Inventory, now: datetime, lim
         evictions=room.evictions,
         views=tuple(sorted(_views(assignment.endpoints, inventory))),
         memory=keep_in_memory(assignment.endpoints, inventory, pulls, hydrations, now),
+        pins=pins((r.told for r in rows), now),
         endpoints=tuple(r.told for r in rows),
         wake_at=min((t for t in _turning_points(rows, inventory) if t > now), default=None),
         images=tuple({i.ref: i for e in assignment.endpoints for i in e.images}.values()),

@@ -28,6 +28,7 @@ class GoProgram:
     name: str
     package: str = "."
     flags: str = "-s -w"
+    tags: str = ""
     note: str = "about a minute"
 
     @property
@@ -44,7 +45,8 @@ class GoProgram:
     def built(self) -> Path:
         """Where it is or will be; another path as soon as a source or flag changes."""
         sources = sorted([*self.module.glob("go.*"), *self.module.glob("*.go")])
-        content = b"\0".join([self.flags.encode(), *(source.read_bytes() for source in sources)])
+        flags = f"{self.flags} -tags {self.tags}" if self.tags else self.flags
+        content = b"\0".join([flags.encode(), *(source.read_bytes() for source in sources)])
         return CACHE / "bin" / f"{self.name}-{hashlib.sha256(content).hexdigest()[:12]}"
 
 
@@ -59,6 +61,11 @@ PROGRAMS = {
         GoProgram(name="containerd-stargz-grpc"),
         GoProgram(name="versitygw", package="github.com/versity/versitygw/cmd/versitygw", note="some 4 minutes"),
         GoProgram(name="s5cmd", package="github.com/peak/s5cmd/v2"),
+        GoProgram(
+            name="containerd",
+            package="github.com/containerd/containerd/v2/cmd/containerd",
+            tags="no_btrfs,no_devmapper,no_zfs",
+        ),
     )
 }
 
@@ -90,7 +97,9 @@ _CLUSTER = Need(
 NEEDS = {
     "cluster": _CLUSTER,
     "images": Need(
-        packages=("buildah", "ca-certificates", "containerd", "docker-registry", "mmdebstrap", "runc", "zstd")
+        packages=("buildah", "ca-certificates", "containerd", "docker-registry", "mmdebstrap", "runc", "zstd"),
+        programs=("containerd",),
+        newer=(("trixie", "containerd"), ("sid", "containerd")),
     ),
     "s3": Need(programs=("versitygw",), root=False),
     "bench": Need(packages=("awscli", "curl", "gcc", "libc6-dev"), programs=("s5cmd", "versitygw")),

@@ -2,7 +2,7 @@
 
     python3 -m tests.bed.provision --cluster      everything for the bed
     python3 -m tests.bed.provision --s3           versitygw only: no root needed
-    python3 -m tests.bed.provision --images       containerd, a registry and buildah, for the tests of images without a cluster
+    python3 -m tests.bed.provision --images       containerd in four versions, a registry and buildah, for the tests of images without a cluster
     python3 -m tests.bed.provision --gpu          a C compiler, for the stub libnvidia-ml.so.1
     python3 -m tests.bed.provision --bench        the peers of `make bench-hydrate`, and a C compiler
     python3 -m tests.bed.provision --lazy         --cluster, and the stargz snapshotter
@@ -115,7 +115,16 @@ def _build(program: GoProgram) -> None:
         _into(program.built, ["zstd", "-qdf", str(offered), "-o", "{}"])
         return
     _say(f"building {program.name} with Go ({program.note}, then cached)")
-    command = ["go", "build", "-trimpath", f"-ldflags={program.flags}", "-o", "{}", program.package]
+    command = [
+        "go",
+        "build",
+        "-trimpath",
+        f"-tags={program.tags}",
+        f"-ldflags={program.flags}",
+        "-o",
+        "{}",
+        program.package,
+    ]
     _into(program.built, ["nice", *command], cwd=program.module, env={**os.environ, "CGO_ENABLED": "0"})
 
 

@@ -10,9 +10,10 @@ import asyncio
 import os
 import shutil
 import socket
+import ssl
 import subprocess
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,8 @@ from typing import Protocol
 
 from agent.images.client import ContainerdClient
 from agent.images.runtime import Runtime
+from tests.bed import needs
+from tests.bed.certificates import Authority, Identity
 from tests.bed.layers import Layer
 from tests.bed.registry import Registry
 from tests.fakes.containerd import FakeContainerd, make_image
@@ -41,6 +44,11 @@ class World(Protocol):
 
     @property
     def node(self) -> Node: ...
+
+    @property
+    def pins_count(self) -> bool:
+        """Whether the kubelet is told of pins; containerd 1.6.20 ignores them."""
+        ...
 
     async def push(self, name: str, *, layers: int = 2, big: bool = False, index: bool = False) -> str:
         """Put an image into the registry as HOST/`name`; return the digest of its tag."""
@@ -81,6 +89,10 @@ class TwinWorld:
     def node(self) -> FakeContainerd:
         return self._fake
 
+    @property
+    def pins_count(self) -> bool:
+        return self._fake.pins_count
+
     async def push(self, name: str, *, layers: int = 2, big: bool = False, index: bool = False) -> str:
         image = make_image(name, layers, index=index)
         self._fake.registry[f"{HOST}/{name}"] = image
@@ -113,20 +125,28 @@ class Relay:
 
     def __init__(self, target: tuple[str, int]) -> None:
         self._target = target
-        self._server: asyncio.Server | None = None
+        self._servers: list[asyncio.Server] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._blocked: list[asyncio.Task[None]] = []
         self.allowance: int | None = None
+        self.passed = 0  # bytes to the client so far
+        self.watch: Callable[[int], None] = lambda passed: None  # told of each block that passed
         self.stuck = asyncio.Event()
 
-    async def start(self) -> int:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-        port: int = self._server.sockets[0].getsockname()[1]
+    async def start(self, identity: Identity | None = None) -> int:
+        """Listen on a port more, over TLS where there is an identity; return the port."""
+        context = None
+        if identity:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            await asyncio.to_thread(context.load_cert_chain, identity.certificate, identity.key)
+        server = await asyncio.start_server(self._serve, "127.0.0.1", 0, ssl=context)
+        self._servers.append(server)
+        port: int = server.sockets[0].getsockname()[1]
         return port
 
     def leave(self) -> None:
-        if self._server:
-            self._server.close()
+        for server in self._servers:
+            server.close()
         for task in self._tasks:
             task.cancel()
 
@@ -146,8 +166,8 @@ class Relay:
         try:
             upstream, to_upstream = await asyncio.open_connection(*self._target)
             async with asyncio.TaskGroup() as both:
-                asking = both.create_task(self._pump(reader, to_upstream, None, task))
-                answering = both.create_task(self._pump(upstream, writer, self.allowance, task))
+                asking = both.create_task(self._pump(reader, to_upstream, task, answers=False))
+                answering = both.create_task(self._pump(upstream, writer, task, answers=True))
                 await asyncio.wait([asking, answering], return_when=asyncio.FIRST_COMPLETED)
                 asking.cancel()
                 answering.cancel()
@@ -162,10 +182,11 @@ class Relay:
         self,
         source: asyncio.StreamReader,
         sink: asyncio.StreamWriter,
-        allowance: int | None,
         task: asyncio.Task[None],
+        *,
+        answers: bool,
     ) -> None:
-        passed = 0
+        passed, allowance = 0, self.allowance if answers else None
         with suppress(OSError):
             while block := await source.read(1 << 16):
                 passed += len(block)
@@ -175,24 +196,37 @@ class Relay:
                     await asyncio.Event().wait()
                 sink.write(block)
                 await sink.drain()
+                if answers:
+                    self.passed += len(block)
+                    self.watch(self.passed)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class RealWorld:
     """A real containerd, with its relay and registry."""
 
+    version: str
+    directory: Path
     client: ContainerdClient
     registry: Registry
     relay: Relay
-    process: asyncio.subprocess.Process
+    address: str  # of the relay, over plain HTTP
+    secure_address: str  # over TLS
+    process: asyncio.subprocess.Process | None = None
 
     @property
     def node(self) -> ContainerdClient:
         return self.client
 
-    async def push(self, name: str, *, layers: int = 2, big: bool = False, index: bool = False) -> str:
+    @property
+    def pins_count(self) -> bool:
+        return self.version != "1.6"
+
+    async def push(
+        self, name: str, *, layers: int = 2, big: bool = False, index: bool = False, size_bytes: int = 1000
+    ) -> str:
         repository, _, tag = name.rpartition(":")
-        size_bytes = (4 << 20) if big else 1000
+        size_bytes = (4 << 20) if big else size_bytes
         wanted = [Layer(size_bytes=size_bytes, seed=f"{name}/{n}") for n in range(layers)]
         platforms = ["linux/arm64", "linux/amd64"] if index else []
         return await asyncio.to_thread(self.registry.make_image, repository, tag, wanted, platforms=platforms)
@@ -215,9 +249,33 @@ class RealWorld:
     async def idle(self) -> None:
         await self.relay.let_go()
 
-    async def stop(self) -> None:
-        self.process.terminate()
+    async def start(self) -> None:
+        """Start containerd, with what it had before."""
+        program = containerd_of(self.version)
+        assert program is not None
+        socket = Path(self.client.socket)
+        await asyncio.to_thread(socket.unlink, missing_ok=True)
+        with (self.directory / "containerd.log").open("ab") as log:
+            self.process = await asyncio.create_subprocess_exec(
+                program,
+                "-c",
+                f"{self.directory}/config.toml",
+                stdout=log,
+                stderr=log,
+                env=os.environ | {"SSL_CERT_FILE": f"{self.directory}/ca/ca.crt"},
+            )
+        await asyncio.to_thread(_wait_for_socket, socket)
+
+    async def kill(self) -> None:
+        """End containerd as the kernel would when memory is short."""
+        assert self.process is not None
+        self.process.kill()
         await self.process.wait()
+
+    async def stop(self) -> None:
+        if self.process and self.process.returncode is None:
+            self.process.terminate()
+            await self.process.wait()
 
     async def _ctr(self, *arguments: str) -> None:
         command = ["ctr", "-a", self.client.socket, "-n", "k8s.io", *arguments]
@@ -225,12 +283,30 @@ class RealWorld:
         assert await process.wait() == 0, command
 
 
-def why_not_real() -> str | None:
+VERSIONS = ("1.6", "1.7", "2.1", "2.2")
+
+
+def containerd_of(version: str) -> Path | None:
+    """The program of one of VERSIONS, None where it is not there."""
+    match version:
+        case "1.6":
+            found = shutil.which("containerd")
+            return Path(found) if found else None
+        case "1.7" | "2.1":
+            directory = needs.newer("trixie" if version == "1.7" else "sid", "containerd")
+            return directory / "containerd" if directory else None
+        case _:
+            return needs.find("containerd")
+
+
+def why_not_real(version: str = "1.6") -> str | None:
     """One line why the real world cannot be had here."""
     if os.geteuid() != 0:
         return "a real containerd needs root"
     lacking = [name for name in ("containerd", "ctr", "docker-registry") if shutil.which(name) is None]
-    return f"not installed: {', '.join(lacking)}" if lacking else None
+    if containerd_of(version) is None:
+        lacking.append(f"containerd {version}")
+    return f"not there: {', '.join(lacking)}; run `python3 -m tests.bed.provision --images`" if lacking else None
 
 
 @contextmanager
@@ -264,17 +340,27 @@ def _wait_for_port(process: subprocess.Popen[bytes], host: str, port: str) -> No
 
 def _wait_for_socket(address: Path) -> None:
     deadline = time.monotonic() + 30
-    while not address.exists():
-        if time.monotonic() > deadline:
-            raise RuntimeError(f"containerd did not start: see {address.parent}/containerd.log")
+    while time.monotonic() < deadline:
+        with suppress(OSError), socket.socket(socket.AF_UNIX) as probe:  # it is there before anybody listens
+            probe.connect(str(address))
+            return
         time.sleep(0.02)
+    raise RuntimeError(f"containerd did not start: see {address.parent}/containerd.log")
 
 
 @asynccontextmanager
-async def real_world(directory: Path, registry: Registry) -> AsyncIterator[RealWorld]:
-    """Run containerd with all its state below `directory` (short: a socket's path has 107 bytes)."""
-    relay = Relay((registry.host, registry.port))
+async def real_world(
+    directory: Path, registry: Registry, version: str = "1.6", *, front: tuple[str, int] | None = None
+) -> AsyncIterator[RealWorld]:
+    """Run containerd with all its state below `directory` (short: a socket's path has 107 bytes).
+
+    `front` is what it reaches in place of the registry.
+    """
+    relay = Relay(front or (registry.host, registry.port))
     port = await relay.start()
+    authority = await asyncio.to_thread(Authority, directory / "ca")
+    identity = await asyncio.to_thread(authority.issue, "registry", "IP:127.0.0.1")
+    secure = await relay.start(identity)
     hosts = directory / "certs.d" / HOST / "hosts.toml"
     hosts.parent.mkdir(parents=True)
     url = f"http://127.0.0.1:{port}"
@@ -286,16 +372,19 @@ async def real_world(directory: Path, registry: Registry) -> AsyncIterator[RealW
         '[plugins."io.containerd.grpc.v1.cri".cni]\n'
         f'bin_dir = "{directory}/cni"\nconf_dir = "{directory}/cni"\n'
     )
-    command = ["containerd", "-c", f"{directory}/config.toml"]
-    with (directory / "containerd.log").open("wb") as log:
-        process = await asyncio.create_subprocess_exec(*command, stdout=log, stderr=log)
-    client = ContainerdClient(str(address))
+    world = RealWorld(
+        version=version,
+        directory=directory,
+        client=ContainerdClient(str(address)),
+        registry=registry,
+        relay=relay,
+        address=f"127.0.0.1:{port}",
+        secure_address=f"127.0.0.1:{secure}",
+    )
     try:
-        await asyncio.to_thread(_wait_for_socket, address)
-        yield RealWorld(client=client, registry=registry, relay=relay, process=process)
+        await world.start()
+        yield world
     finally:
-        await client.close()
-        if process.returncode is None:
-            process.terminate()
-        await process.wait()
+        await world.client.close()
+        await world.stop()
         await relay.end()

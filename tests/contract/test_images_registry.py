@@ -165,7 +165,7 @@ async def test_credentials_go_to_the_token_service_only(
         (403, PermanentFault, Fault.AUTH),
         (404, PermanentFault, Fault.NOT_FOUND),
         (429, TransientFault, Fault.RATE_LIMIT),
-        (503, TransientFault, Fault.OTHER),
+        (503, TransientFault, Fault.REGISTRY),
     ],
 )
 async def test_each_refusal_has_its_class(

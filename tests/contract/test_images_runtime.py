@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import shutil
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -18,9 +19,18 @@ from agent.images.faults import Fault, PermanentFault, TransientFault
 from agent.images.layout import chain_ids, parse_document, this_architecture
 from agent.images.progress import Progress
 from agent.images.prove import Proof, Prover
-from agent.images.runtime import Change
+from agent.images.runtime import Change, Pin
 from tests.bed.registry import Registry
-from tests.contract.images_worlds import HOST, SNAPSHOTTER, TwinWorld, World, real_registry, real_world, why_not_real
+from tests.contract.images_worlds import (
+    HOST,
+    SNAPSHOTTER,
+    VERSIONS,
+    TwinWorld,
+    World,
+    real_registry,
+    real_world,
+    why_not_real,
+)
 
 
 @pytest.fixture(scope="session")
@@ -31,15 +41,17 @@ def registry() -> Iterator[Registry]:
         yield running
 
 
-@pytest.fixture(params=["twin", "real"])
+@pytest.fixture(params=["twin", *VERSIONS])
 async def world(request: pytest.FixtureRequest) -> AsyncIterator[World]:
     if request.param == "twin":
         yield TwinWorld()
         return
+    if reason := why_not_real(request.param):
+        pytest.skip(reason)
     registry = request.getfixturevalue("registry")
     directory = Path(tempfile.mkdtemp(prefix="ctd"))
     try:
-        async with real_world(directory, registry) as real:
+        async with real_world(directory, registry, request.param) as real:
             yield real
     finally:
         shutil.rmtree(directory)
@@ -154,7 +166,7 @@ async def test_a_registry_that_is_away_is_a_transient_fault(world: World) -> Non
     world.registry_leaves()
     with pytest.raises(TransientFault, match=r"cannot pull registry\.test/g:1") as caught:
         await world.node.pull(f"{HOST}/g:1", "")
-    assert caught.value.fault is Fault.OTHER
+    assert caught.value.fault is Fault.REGISTRY
 
 
 async def test_a_cancelled_pull_ends_at_containerd_and_leaves_nothing_claimed(world: World) -> None:
@@ -174,9 +186,9 @@ async def test_the_bytes_of_a_finished_pull_are_all_there(world: World) -> None:
     digest = await world.push("i:1", layers=3)
     prover = Prover(world.node, SNAPSHOTTER, this_architecture())
     progress = Progress(world.node, prover, digest)
-    before = await progress.look()
+    before = await progress.look(0)
     await world.node.pull(f"{HOST}/i:1", "")
-    after = await progress.look()
+    after = await progress.look(1)
     assert (before.done, before.total) == (0, 0)
     assert after.done == after.total > 0
 
@@ -204,3 +216,38 @@ async def test_a_containerd_that_stops_ends_events_and_calls_as_away(world: Worl
     with pytest.raises(TransientFault) as caught:
         await world.node.records(["x"])
     assert caught.value.fault is Fault.AWAY
+
+
+async def test_a_pin_stands_on_the_images_id_outlives_a_pull_and_is_taken_away(world: World) -> None:
+    await world.push("k:1")
+    name = f"{HOST}/k:1"
+    await world.node.pull(name, "")
+    image = (await prove(world, "k:1")).image_id
+    until = datetime(2030, 1, 1, tzinfo=UTC)
+    await world.node.pin(image, until)
+    await world.node.pin("sha256:" + "1" * 64, until)  # nobody has it
+    assert await world.node.pins() == {image: Pin(until=until, whole=True)}
+    await world.node.pull(name, "")
+    assert await world.node.pins() == {image: Pin(until=until, whole=True)}
+    if world.pins_count:
+        await reached(lambda: world.node.shielded(name))
+    await world.node.unpin(image)
+    assert await world.node.pins() == {}
+    await reached(lambda: unshielded(world, name))
+
+
+async def reached(holds: Callable[[], Awaitable[bool]]) -> None:
+    """The CRI learns of a label by an event, and tells nobody."""
+    async with asyncio.timeout(10):
+        while not await holds():  # noqa: ASYNC110 (see above)
+            await asyncio.sleep(0.05)
+
+
+async def unshielded(world: World, name: str) -> bool:
+    return not await world.node.shielded(name)
+
+
+async def test_the_disk_of_the_images_is_known(world: World) -> None:
+    disk = await world.node.disk()
+    assert disk is not None
+    assert 0 < disk.free_bytes <= disk.capacity_bytes

@@ -7,12 +7,15 @@ import hashlib
 import json
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 
 from agent.core.refs import parse_image_ref
+from agent.images.daemon import Way
+from agent.images.disk import Disk
 from agent.images.faults import Fault, PermanentFault, TransientFault
 from agent.images.layout import chain_ids, this_architecture
 from agent.images.prove import record_name
-from agent.images.runtime import Change, ImageEvent
+from agent.images.runtime import Change, ImageEvent, Pin
 
 
 def digest_of(content: bytes) -> str:
@@ -26,6 +29,7 @@ class FakeImage:
     blobs: dict[str, bytes]
     target: str
     manifest: str
+    config: str
     layers: tuple[str, ...]
     chain: tuple[str, ...]
 
@@ -54,6 +58,7 @@ def make_image(seed: str, layers: int = 2, *, index: bool = True, architecture: 
         blobs=blobs,
         target=str(target["digest"]),
         manifest=str(manifest["digest"]),
+        config=str(config["digest"]),
         layers=tuple(str(d["digest"]) for d in descriptors),
         chain=chain_ids({"rootfs": {"diff_ids": diff_ids}}, "fake"),
     )
@@ -70,11 +75,18 @@ class FakeContainerd:
     partial: dict[str, int] = field(default_factory=dict)
     away: bool = False
     hangs: bool = False
+    limits_rate: bool = False
+    asks_to_wait_seconds: float = 0.0
     registry_away: bool = False
     unpacks: bool = True
     pulled: list[tuple[str, str]] = field(default_factory=list)
     pulling: set[str] = field(default_factory=set)
     pull_began: asyncio.Event = field(default_factory=asyncio.Event)
+    way_of_pulls: Way = field(default_factory=lambda: Way(resumable=True, reason="resumable, by the twin"))
+    pinned: dict[str, Pin] = field(default_factory=dict)
+    pins_count: bool = True  # False as with containerd 1.6.20
+    space: Disk | None = field(default_factory=lambda: Disk(capacity_bytes=10**12, free_bytes=10**12))
+    released: list[str] = field(default_factory=list)
     cycles: int = 0
     gate: asyncio.Event | None = None  # a pull waits for it
     _streams: list[asyncio.Queue[ImageEvent | None]] = field(default_factory=list)
@@ -97,6 +109,18 @@ class FakeContainerd:
             raise PermanentFault(f"snapshotter {snapshotter} is not loaded", Fault.REFUSED)
         return frozenset(self.snapshots[snapshotter])
 
+    async def way(self, name: str, handler: str) -> Way:
+        await self._answer()
+        return self.way_of_pulls
+
+    async def retry_after(self, name: str) -> float:
+        await self._answer()
+        return self.asks_to_wait_seconds
+
+    async def release(self, name: str) -> None:
+        await self._answer()
+        self.released.append(name)
+
     async def pull(self, name: str, handler: str) -> None:
         await self._answer()
         self.pulled.append((name, handler))
@@ -109,6 +133,34 @@ class FakeContainerd:
             await self._fetch(name)
         finally:
             self.pulling.discard(name)
+
+    async def pins(self) -> Mapping[str, Pin]:
+        await self._answer()
+        return dict(self.pinned)
+
+    async def pin(self, image_id: str, until: datetime) -> None:
+        await self._answer()
+        if image_id in self.ids():
+            self.pinned[image_id] = Pin(until=until, whole=True)
+
+    async def unpin(self, image_id: str) -> None:
+        await self._answer()
+        self.pinned.pop(image_id, None)
+
+    async def shielded(self, name: str) -> bool:
+        await self._answer()
+        target = self.names.get(record_name(parse_image_ref(name)))
+        return self.pins_count and any(
+            self.pinned[i].whole for i, t in self.ids().items() if t == target and i in self.pinned
+        )
+
+    async def disk(self) -> Disk | None:
+        await self._answer()
+        return self.space
+
+    def ids(self) -> dict[str, str]:
+        """The images that are here by id, and what each record points to."""
+        return {i.config: i.target for i in self.registry.values() if i.target in self.names.values()}
 
     async def ingests(self) -> Mapping[str, int]:
         await self._answer()
@@ -167,7 +219,9 @@ class FakeContainerd:
     async def _fetch(self, name: str) -> None:
         record = record_name(parse_image_ref(name))
         if self.registry_away:
-            raise TransientFault(f"cannot pull {name}: connection refused", Fault.OTHER)
+            raise TransientFault(f"cannot pull {name}: connection refused", Fault.REGISTRY)
+        if self.limits_rate:
+            raise TransientFault(f"cannot pull {name}: too many requests", Fault.RATE_LIMIT)
         if record not in self.registry:
             raise PermanentFault(f"cannot pull {name}: not found", Fault.NOT_FOUND)
         image = self.registry[record]

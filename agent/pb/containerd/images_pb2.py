@@ -23,9 +23,10 @@ _sym_db = _symbol_database.Default()
 
 
 from agent.pb.containerd import types_pb2 as containerd_dot_types__pb2
+from google.protobuf import field_mask_pb2 as google_dot_protobuf_dot_field__mask__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x63ontainerd/images.proto\x12\x1d\x63ontainerd.services.images.v1\x1a\x16\x63ontainerd/types.proto\"\xb4\x01\n\x05Image\x12\x0c\n\x04name\x18\x01 \x01(\t\x12@\n\x06labels\x18\x02 \x03(\x0b\x32\x30.containerd.services.images.v1.Image.LabelsEntry\x12,\n\x06target\x18\x03 \x01(\x0b\x32\x1c.containerd.types.Descriptor\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x1f\n\x0fGetImageRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"G\n\x10GetImageResponse\x12\x33\n\x05image\x18\x01 \x01(\x0b\x32$.containerd.services.images.v1.Image\"$\n\x11ListImagesRequest\x12\x0f\n\x07\x66ilters\x18\x01 \x03(\t\"J\n\x12ListImagesResponse\x12\x34\n\x06images\x18\x01 \x03(\x0b\x32$.containerd.services.images.v1.Image\"\x1b\n\x0bImageCreate\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x1b\n\x0bImageUpdate\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x1b\n\x0bImageDelete\x12\x0c\n\x04name\x18\x01 \x01(\t2\xdd\x01\n\x06Images\x12\x66\n\x03Get\x12..containerd.services.images.v1.GetImageRequest\x1a/.containerd.services.images.v1.GetImageResponse\x12k\n\x04List\x12\x30.containerd.services.images.v1.ListImagesRequest\x1a\x31.containerd.services.images.v1.ListImagesResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x63ontainerd/images.proto\x12\x1d\x63ontainerd.services.images.v1\x1a\x16\x63ontainerd/types.proto\x1a google/protobuf/field_mask.proto\"\xb4\x01\n\x05Image\x12\x0c\n\x04name\x18\x01 \x01(\t\x12@\n\x06labels\x18\x02 \x03(\x0b\x32\x30.containerd.services.images.v1.Image.LabelsEntry\x12,\n\x06target\x18\x03 \x01(\x0b\x32\x1c.containerd.types.Descriptor\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x1f\n\x0fGetImageRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"G\n\x10GetImageResponse\x12\x33\n\x05image\x18\x01 \x01(\x0b\x32$.containerd.services.images.v1.Image\"$\n\x11ListImagesRequest\x12\x0f\n\x07\x66ilters\x18\x01 \x03(\t\"J\n\x12ListImagesResponse\x12\x34\n\x06images\x18\x01 \x03(\x0b\x32$.containerd.services.images.v1.Image\"z\n\x12UpdateImageRequest\x12\x33\n\x05image\x18\x01 \x01(\x0b\x32$.containerd.services.images.v1.Image\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\"J\n\x13UpdateImageResponse\x12\x33\n\x05image\x18\x01 \x01(\x0b\x32$.containerd.services.images.v1.Image\"\x1b\n\x0bImageCreate\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x1b\n\x0bImageUpdate\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x1b\n\x0bImageDelete\x12\x0c\n\x04name\x18\x01 \x01(\t2\xce\x02\n\x06Images\x12\x66\n\x03Get\x12..containerd.services.images.v1.GetImageRequest\x1a/.containerd.services.images.v1.GetImageResponse\x12k\n\x04List\x12\x30.containerd.services.images.v1.ListImagesRequest\x1a\x31.containerd.services.images.v1.ListImagesResponse\x12o\n\x06Update\x12\x31.containerd.services.images.v1.UpdateImageRequest\x1a\x32.containerd.services.images.v1.UpdateImageResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,24 +35,28 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_IMAGE_LABELSENTRY']._loaded_options = None
   _globals['_IMAGE_LABELSENTRY']._serialized_options = b'8\001'
-  _globals['_IMAGE']._serialized_start=83
-  _globals['_IMAGE']._serialized_end=263
-  _globals['_IMAGE_LABELSENTRY']._serialized_start=218
-  _globals['_IMAGE_LABELSENTRY']._serialized_end=263
-  _globals['_GETIMAGEREQUEST']._serialized_start=265
-  _globals['_GETIMAGEREQUEST']._serialized_end=296
-  _globals['_GETIMAGERESPONSE']._serialized_start=298
-  _globals['_GETIMAGERESPONSE']._serialized_end=369
-  _globals['_LISTIMAGESREQUEST']._serialized_start=371
-  _globals['_LISTIMAGESREQUEST']._serialized_end=407
-  _globals['_LISTIMAGESRESPONSE']._serialized_start=409
-  _globals['_LISTIMAGESRESPONSE']._serialized_end=483
-  _globals['_IMAGECREATE']._serialized_start=485
-  _globals['_IMAGECREATE']._serialized_end=512
-  _globals['_IMAGEUPDATE']._serialized_start=514
-  _globals['_IMAGEUPDATE']._serialized_end=541
-  _globals['_IMAGEDELETE']._serialized_start=543
-  _globals['_IMAGEDELETE']._serialized_end=570
-  _globals['_IMAGES']._serialized_start=573
-  _globals['_IMAGES']._serialized_end=794
+  _globals['_IMAGE']._serialized_start=117
+  _globals['_IMAGE']._serialized_end=297
+  _globals['_IMAGE_LABELSENTRY']._serialized_start=252
+  _globals['_IMAGE_LABELSENTRY']._serialized_end=297
+  _globals['_GETIMAGEREQUEST']._serialized_start=299
+  _globals['_GETIMAGEREQUEST']._serialized_end=330
+  _globals['_GETIMAGERESPONSE']._serialized_start=332
+  _globals['_GETIMAGERESPONSE']._serialized_end=403
+  _globals['_LISTIMAGESREQUEST']._serialized_start=405
+  _globals['_LISTIMAGESREQUEST']._serialized_end=441
+  _globals['_LISTIMAGESRESPONSE']._serialized_start=443
+  _globals['_LISTIMAGESRESPONSE']._serialized_end=517
+  _globals['_UPDATEIMAGEREQUEST']._serialized_start=519
+  _globals['_UPDATEIMAGEREQUEST']._serialized_end=641
+  _globals['_UPDATEIMAGERESPONSE']._serialized_start=643
+  _globals['_UPDATEIMAGERESPONSE']._serialized_end=717
+  _globals['_IMAGECREATE']._serialized_start=719
+  _globals['_IMAGECREATE']._serialized_end=746
+  _globals['_IMAGEUPDATE']._serialized_start=748
+  _globals['_IMAGEUPDATE']._serialized_end=775
+  _globals['_IMAGEDELETE']._serialized_start=777
+  _globals['_IMAGEDELETE']._serialized_end=804
+  _globals['_IMAGES']._serialized_start=807
+  _globals['_IMAGES']._serialized_end=1141
 # @@protoc_insertion_point(module_scope)

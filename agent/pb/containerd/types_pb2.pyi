@@ -19,6 +19,16 @@ class Descriptor(_message.Message):
     size: int
     def __init__(self, media_type: _Optional[str] = ..., digest: _Optional[str] = ..., size: _Optional[int] = ...) -> None: ...
 
+class Platform(_message.Message):
+    __slots__ = ("os", "architecture", "variant")
+    OS_FIELD_NUMBER: _ClassVar[int]
+    ARCHITECTURE_FIELD_NUMBER: _ClassVar[int]
+    VARIANT_FIELD_NUMBER: _ClassVar[int]
+    os: str
+    architecture: str
+    variant: str
+    def __init__(self, os: _Optional[str] = ..., architecture: _Optional[str] = ..., variant: _Optional[str] = ...) -> None: ...
+
 class Envelope(_message.Message):
     __slots__ = ("timestamp", "namespace", "topic", "event")
     TIMESTAMP_FIELD_NUMBER: _ClassVar[int]

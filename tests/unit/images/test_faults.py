@@ -27,9 +27,17 @@ PULL = 'failed to pull and unpack image "r/a:1": '
             Fault.RATE_LIMIT,
         ),
         ("UNKNOWN", f"{PULL}write /var/lib/x: no space left on device", Fault.NO_SPACE),
-        ("UNKNOWN", f"{PULL}dial tcp 127.0.0.1:1: connect: connection refused", Fault.OTHER),
-        ("UNKNOWN", f"{PULL}dial tcp: lookup r on 1.1.1.1:53: no such host", Fault.OTHER),
-        ("UNKNOWN", f"{PULL}dial tcp: lookup r: host not found", Fault.OTHER),
+        ("UNKNOWN", f"{PULL}dial tcp 127.0.0.1:1: connect: connection refused", Fault.REGISTRY),
+        ("UNKNOWN", f"{PULL}dial tcp: lookup r on 1.1.1.1:53: no such host", Fault.REGISTRY),
+        ("UNKNOWN", f"{PULL}dial tcp: lookup r: host not found", Fault.REGISTRY),
+        ("NOT_FOUND", f"{PULL}no match for platform in manifest sha256:1: not found", Fault.PLATFORM),
+        (
+            "UNKNOWN",
+            f"{PULL}unexpected status from GET request to https://r/v2/a: 500 Internal Server Error",
+            Fault.REGISTRY,
+        ),
+        ("UNAVAILABLE", f"{PULL}unexpected status code https://r/v2/: 503 Service Unavailable", Fault.REGISTRY),
+        ("UNKNOWN", f"{PULL}failed to copy: httpReadSeeker: failed open: unexpected EOF", Fault.REGISTRY),
         ("DEADLINE_EXCEEDED", "Deadline Exceeded", Fault.OTHER),
         ("INVALID_ARGUMENT", "snapshotter not loaded: x: invalid argument", Fault.REFUSED),
         ("UNIMPLEMENTED", "unknown service", Fault.REFUSED),
@@ -49,7 +57,7 @@ def test_only_what_time_cannot_mend_is_permanent() -> None:
 def test_the_sentence_says_what_and_what_to_do_without_secrets_of_signed_urls() -> None:
     details = 'Get "https://b.s3/x?X-Amz-Signature=abc&k=v": dial tcp 10.0.0.1:443: i/o timeout'
     assert str(failure("pull r/a:1", "UNKNOWN", details)) == (
-        'cannot pull r/a:1: Get "https://b.s3/x?…": dial tcp 10.0.0.1:443: i/o timeout'
+        'cannot pull r/a:1: the registry does not answer as it should: Get "https://b.s3/x?…": dial tcp 10.0.0.1:443: i/o timeout'
     )
     assert str(failure("pull r/a:1", "NOT_FOUND", "r/a:1: not found")) == (
         "cannot pull r/a:1: the registry does not have it: check name and tag: r/a:1: not found"

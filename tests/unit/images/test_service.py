@@ -16,6 +16,7 @@ from agent.core.heartbeat import Heartbeat
 from agent.core.inventory import ImageLevel, ImageState
 from agent.core.latest import Latest
 from agent.core.refs import ImageRef, parse_image_ref
+from agent.images.daemon import Way
 from agent.images.service import ImageService
 from agent.plan.decision import NodePlan, PullStep
 from tests.fakes.containerd import FakeContainerd, make_image
@@ -46,6 +47,9 @@ class Bench:
 
     def pulled(self, ref: ImageRef, seconds: float, size_bytes: int, outcome: str) -> None:
         self.outcomes.append((str(ref), outcome, size_bytes > 0))
+
+    def lost(self, ref: ImageRef) -> None:
+        self.outcomes.append((str(ref), "lost", False))
 
     def offer(self, name: str) -> ImageWant:
         """Have the registry offer `name`; return the want for it."""
@@ -147,6 +151,7 @@ def test_a_deleted_record_withdraws_the_claim_at_once() -> None:
             bench.node.forget(A)
             bench.node.hangs = True  # no look into it is needed
             assert await bench.until_level(want, ImageLevel.ABSENT) == 0
+            assert bench.outcomes == [(A, "lost", False)]
 
     play(story)
 
@@ -240,6 +245,21 @@ def test_a_tag_the_registry_lacks_is_told_and_tried_again_seldom() -> None:
     play(story)
 
 
+def test_a_registry_that_limits_the_rate_is_left_alone_for_as_long_as_it_asks() -> None:
+    async def story(bench: Bench) -> None:
+        want = bench.offer(A)
+        bench.node.limits_rate, bench.node.asks_to_wait_seconds = True, 1800
+        async with running(bench):
+            bench.ask(want)
+            await bench.until(want, lambda state: state.error != "")
+            await asyncio.sleep(1790)
+            assert len(bench.node.pulled) == 1
+            bench.node.limits_rate = False
+            assert await bench.until_level(want, ImageLevel.UNPACKED) <= 30
+
+    play(story)
+
+
 def test_no_more_pulls_at_a_time_than_set_in_the_order_of_the_plan() -> None:
     async def story(bench: Bench) -> None:
         wants = [bench.offer(name) for name in (C, A, B)]
@@ -266,6 +286,101 @@ def test_while_a_pod_waits_for_an_image_no_other_pull_is_started() -> None:
             bench.node.gate.set()
             bench.plan.set(replace(bench.plan.get(), pulls=bench.plan.get().pulls[:2]))
             await bench.until_level(first, ImageLevel.UNPACKED)
+
+    play(story)
+
+
+def test_a_pull_that_can_be_resumed_gives_way_to_one_a_pod_waits_for_and_goes_on_after_it() -> None:
+    async def story(bench: Bench) -> None:
+        first, second, third = (bench.offer(name) for name in (A, B, C))
+        bench.node.gate = asyncio.Event()
+        async with running(bench):
+            bench.ask(first, second, third)
+            await bench.until(second, lambda state: state.busy)
+            await asyncio.sleep(10)
+            bench.ask(first, second, third, urgent=(C,))
+            await asyncio.sleep(1)
+            assert bench.node.pulling == {C}
+            bench.node.gate.set()
+            await bench.until_level(third, ImageLevel.UNPACKED)
+            bench.ask(first, second)
+            await bench.until(second, lambda state: state.level is ImageLevel.UNPACKED and not state.busy)
+            assert [state.error for state in bench.images.get().values()] == ["", ""]
+            assert sorted(outcome for _, outcome, _ in bench.outcomes) == ["cancelled", "cancelled", "ok", "ok", "ok"]
+
+    play(story)
+
+
+def test_pulls_that_cannot_be_resumed_finish_beside_one_a_pod_waits_for_but_none_starts() -> None:
+    async def story(bench: Bench) -> None:
+        first, second, third, fourth = (bench.offer(name) for name in (A, B, C, "r.io/d:1"))
+        bench.node.way_of_pulls = Way(resumable=False, reason="not resumable, by the CRI: a test")
+        bench.node.gate = asyncio.Event()
+        async with running(bench):
+            bench.ask(first, second, third, fourth)
+            await asyncio.sleep(10)
+            assert bench.node.pulling == {A, B}
+            bench.ask(first, second, third, fourth, urgent=(C,))
+            await asyncio.sleep(10)
+            assert bench.node.pulling == {A, B, C}
+            assert bench.outcomes == []
+            bench.node.gate.set()
+            await bench.until_level(first, ImageLevel.UNPACKED)
+
+    play(story)
+
+
+def test_a_running_pull_that_a_pod_begins_to_wait_for_is_not_begun_anew() -> None:
+    async def story(bench: Bench) -> None:
+        first, second = bench.offer(A), bench.offer(B)
+        bench.node.gate = asyncio.Event()
+        async with running(bench):
+            bench.ask(first, second)
+            await asyncio.sleep(10)
+            bench.ask(first, second, urgent=(B,))
+            await asyncio.sleep(10)
+            assert bench.node.pulling == {B}
+            assert [name for name, _ in bench.node.pulled] == [A, B]
+            bench.node.gate.set()
+            await bench.until_level(second, ImageLevel.UNPACKED)
+
+    play(story)
+
+
+def test_a_resumable_pull_without_a_byte_for_five_minutes_is_ended_and_tried_again() -> None:
+    async def story(bench: Bench) -> None:
+        want = bench.offer(A)
+        bench.node.gate = asyncio.Event()
+        async with running(bench):
+            bench.ask(want)
+            assert 300 < await bench.until(want, lambda state: state.error != "") < 310
+            assert "no byte came for 300 s" in bench.state(want).error
+            assert bench.outcomes == [(A, "registry away", False)]
+            bench.node.gate.set()
+            await bench.until_level(want, ImageLevel.UNPACKED)
+
+    play(story)
+
+
+def test_what_an_interrupted_pull_fetched_is_told_and_let_go_of_when_the_image_leaves_the_plan() -> None:
+    async def story(bench: Bench) -> None:
+        want = bench.offer(A)
+        image = bench.node.registry[A]
+        bench.node.gate = asyncio.Event()
+        async with running(bench):
+            bench.ask(want)
+            await bench.node.pull_began.wait()
+            bench.node.content.update({d: b for d, b in image.blobs.items() if d not in image.layers})
+            bench.node.partial[image.layers[1]] = 3
+            await bench.until_level(want, ImageLevel.PARTIAL)
+            bench.watch(want)
+            await bench.until(want, lambda state: not state.busy)
+            state = bench.state(want)
+            assert (state.level, state.done_bytes) == (ImageLevel.PARTIAL, 3)
+            assert state.reason == "a pull was interrupted; the next one goes on from there"
+            bench.watch()
+            await asyncio.sleep(1)
+            assert bench.node.released == [A]
 
     play(story)
 

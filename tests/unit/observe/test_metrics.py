@@ -48,6 +48,7 @@ def test_names_end_in_a_unit_or_total_and_have_our_prefix() -> None:
     gauges_of_things = {
         "prewarm_endpoint_ready",
         "prewarm_images",
+        "prewarm_images_pinned",
         "prewarm_models",
         "prewarm_gpus",
         "prewarm_gpu_verdict",

@@ -1,0 +1,167 @@
+"""What one containerd is and can do, and the way a pull goes because of it. Pure, apart from reading its configuration.
+
+Sources: containerd docs/cri/config.md and docs/cri/registry.md; release notes of 1.7, 2.0, 2.1, 2.2 (transfer service, `host_dir`).
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from agent.images.hosts import hosts_file
+
+_IMAGES_V3 = "io.containerd.cri.v1.images"
+_CRI = "io.containerd.grpc.v1.cri"
+_LOCAL = frozenset({"overlayfs", "native", "btrfs", "zfs", "devmapper", "blockfile", "erofs"})
+_TWO_ROOTS_SINCE = (2, 2)  # config_path is set from there on where nobody set it
+_DEFAULT_ROOTS = ("/etc/containerd/certs.d", "/etc/docker/certs.d")
+_MAX_DEPTH = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DaemonConfig:
+    """What its configuration says that matters here. `roots` are hosts.toml directories, None where nobody named any."""
+
+    snapshotter: str = "overlayfs"
+    roots: tuple[str, ...] | None = None
+    legacy_registries: bool = False  # mirrors, configs or auths: nothing but the CRI reads them
+    annotates_snapshots: bool = False
+    discards_layers: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Daemon:
+    """One containerd. `snapshotters` maps each to "" or to why it did not load, `directories` to where it keeps its files.
+
+    `config` is None where it cannot be read from here; `root` is its file system as seen from here.
+    """
+
+    version: str
+    transfer: bool = False
+    snapshotters: Mapping[str, str] = field(default_factory=dict)
+    directories: Mapping[str, str] = field(default_factory=dict)
+    config: DaemonConfig | None = None
+    root: Path = Path("/")
+
+    @property
+    def number(self) -> tuple[int, int, int]:
+        """Its version as numbers: `1.6.20~ds1`, `v2.2.7` and `2.1.9+unknown` all occur; zeros where it has none."""
+        found = re.search(r"(\d+)\.(\d+)\.(\d+)", self.version)
+        return (int(found[1]), int(found[2]), int(found[3])) if found else (0, 0, 0)
+
+    @property
+    def roots(self) -> tuple[str, ...]:
+        """The hosts.toml directories it uses, in its own file system."""
+        if self.config is None or self.config.roots is not None:
+            return self.config.roots or () if self.config else ()
+        return _DEFAULT_ROOTS if self.number[:2] >= _TWO_ROOTS_SINCE else ()
+
+    def roots_for(self, host: str) -> tuple[str, ...]:
+        """Return those of them that say anything of a registry host. Reads directories: not for the event loop."""
+        return tuple(r for r in self.roots if hosts_file(self.root / r.lstrip("/"), host))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Way:
+    """How an image is pulled: by the transfer service, which resumes, or by the CRI; and the reason.
+
+    `hosts` is the hosts.toml directory for the transfer service, "" for none.
+    """
+
+    resumable: bool
+    reason: str
+    hosts: str = ""
+
+
+def pull_way(daemon: Daemon, *, snapshotter: str, handler: str, roots: Sequence[str]) -> Way:
+    """Choose the way. `roots` are the hosts.toml directories that say something of the image's registry."""
+    version = ".".join(map(str, daemon.number))
+    if not daemon.transfer:
+        why = f"containerd {version} has no transfer service"
+    elif handler:
+        why = f"runtime handler {handler} chooses the snapshotter"
+    elif snapshotter not in _LOCAL:
+        why = f"snapshotter {snapshotter} fetches by itself"
+    elif daemon.config is None:
+        why = "containerd's configuration of registries cannot be read from here"
+    elif daemon.config.legacy_registries:
+        why = "containerd's registries are configured by mirrors, configs or auths, which only the CRI reads"
+    elif roots and daemon.number < (2, 0, 0):
+        why = f"the transfer service of containerd {version} reads no hosts.toml"
+    elif len(roots) > 1:
+        why = f"the transfer service reads one hosts.toml directory, not {' and '.join(roots)}"
+    else:
+        return Way(
+            resumable=True, reason="resumable, by containerd's transfer service", hosts=roots[0] if roots else ""
+        )
+    return Way(resumable=False, reason=f"not resumable, by the CRI: {why}")
+
+
+def read_config(root: Path, file: str) -> DaemonConfig | None:
+    """Read a containerd configuration with what it imports, None where it is unreadable; no file at all means the defaults.
+
+    Args:
+        root: containerd's file system as seen from here.
+        file: the path it was started with.
+    """
+    try:
+        return parse_config(_merged(root, file))
+    except FileNotFoundError:
+        return DaemonConfig()
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):  # not TOML, or not of the shape we know
+        return None
+
+
+def _merged(root: Path, file: str) -> Mapping[str, object]:
+    document: dict[str, object] = tomllib.loads((root / file.lstrip("/")).read_text())
+    imports = document.get("imports", [])
+    for pattern in imports if isinstance(imports, list) else ():
+        whole = str(Path(file).parent / pattern).lstrip("/")
+        for each in sorted(root.glob(whole)):
+            document = _joined(document, tomllib.loads(each.read_text()))
+    return document
+
+
+def _joined(below: Mapping[str, object], above: Mapping[str, object], depth: int = 0) -> dict[str, object]:
+    joined = dict(below)
+    for key, value in above.items():
+        old = joined.get(key)
+        both = isinstance(old, Mapping) and isinstance(value, Mapping) and depth < _MAX_DEPTH
+        joined[key] = _joined(old, value, depth + 1) if both else value  # type: ignore[arg-type]
+    return joined
+
+
+def parse_config(document: Mapping[str, object]) -> DaemonConfig:
+    """Read a merged configuration of version 1, 2 or 3."""
+    plugins = _table(document, "plugins")
+    images = _table(plugins, _IMAGES_V3)
+    cri = _table(plugins, _CRI) or _table(plugins, "cri")
+    engine = images or _table(cri, "containerd")  # where the snapshotter is named
+    registry = _table(images or cri, "registry")
+    path = registry.get("config_path")
+    return DaemonConfig(
+        snapshotter=str(engine.get("snapshotter", "overlayfs")),
+        roots=tuple(filter(None, str(path).split(":"))) if path is not None else None,
+        legacy_registries=any(registry.get(key) for key in ("mirrors", "configs", "auths")),
+        annotates_snapshots=engine.get("disable_snapshot_annotations") is False,
+        discards_layers=engine.get("discard_unpacked_layers") is True,
+    )
+
+
+def _table(holder: Mapping[str, object], key: str) -> Mapping[str, object]:
+    found = holder.get(key)
+    return found if isinstance(found, Mapping) else {}
+
+
+def config_file(arguments: Sequence[str]) -> str:
+    """Return the configuration file that containerd's command line names."""
+    words: Iterator[str] = iter(arguments)
+    for word in words:
+        if word in ("-c", "--config"):
+            return next(words, "")
+        if word.startswith(("--config=", "-c=")):
+            return word.partition("=")[2]
+    return "/etc/containerd/config.toml"
