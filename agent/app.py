@@ -160,16 +160,21 @@ def _images(process: Process, facts: Facts, decided: Decisions, metrics: Metrics
     if process.settings.containerd == "none":
         return None
     from agent.images.client import ContainerdClient
+    from agent.images.keyring import Keyring
     from agent.images.service import ImageService
 
-    client = ContainerdClient(process.settings.containerd)
+    settings = process.settings
+    keyring = Keyring(
+        settings.registry_config, settings.credential_provider_config, settings.credential_provider_bin, process.clock
+    )
+    client = ContainerdClient(settings.containerd, settings.snapshotter, keyring)
     process.closing.push_async_callback(client.close)
     process.services.append(
         ImageService(
             client,
             plan=decided.plan,
             images=facts.images,
-            settings=process.settings,
+            settings=settings,
             clock=process.clock,
             heartbeat=process.heartbeat,
             observer=metrics,
@@ -300,7 +305,7 @@ async def compose_planner(process: Process) -> None:
     settings = process.settings
     api = await KubeApi.connect(settings.kubeconfig)
     process.closing.push_async_callback(api.close)
-    images = RegistryResolver(settings.registries)
+    images = RegistryResolver(settings.registries, settings.registry_config)
     process.closing.push_async_callback(images.close)
     identity = os.environ.get("POD_NAME") or f"{os.uname().nodename}-{os.getpid()}"
     fleet = Fleet(api, settings, identity=identity, models=_Models(), images=images, clock=process.clock)

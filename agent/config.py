@@ -119,6 +119,10 @@ def zone_name(value: object) -> str:
     return str(value)
 
 
+def _path(value: object) -> Path | None:
+    return Path(str(value)) if str(value) else None
+
+
 def _size(value: object) -> int:
     return parse_size(str(value))
 
@@ -163,6 +167,18 @@ class Settings:
     run_dir: Path = setting("/run/prewarm", lambda v: Path(str(v)), "where agent.sock and admin.sock are made")
     containerd: str = setting("/run/containerd/containerd.sock", str, "containerd's socket; `none` warms no images")
     snapshotter: str = setting("overlayfs", str, "the snapshotter the runtime unpacks into")
+    registry_config: Path = setting(
+        "/etc/prewarm/registry/config.json",
+        lambda v: Path(str(v)),
+        "Docker config file with credentials of registries; none there: everybody's",
+        of="both",
+    )
+    credential_provider_config: Path | None = setting(
+        "", _path, "CredentialProviderConfig, as the kubelet's --image-credential-provider-config; empty: no plugins"
+    )
+    credential_provider_bin: Path = setting(
+        "/etc/prewarm/credential-providers", lambda v: Path(str(v)), "where its plugins are"
+    )
     max_pulls: int = setting(2, _whole, "image pulls at a time")
     pin_budget: int | None = setting(
         "auto", _budget, "most bytes of images kept from the kubelet's garbage collection; auto: half of their disk"

@@ -13,9 +13,11 @@ from agent.core.errors import Permanent
 from agent.core.names import LABEL_ENDPOINT_NAME
 from agent.core.refs import EndpointKey, parse_image_ref
 from agent.core.sandbox import Sandbox
+from agent.images.challenge import Credentials
 from agent.images.daemon import Daemon, Way, pull_way
 from agent.images.disk import Disk, read_disk
 from agent.images.faults import Fault, PermanentFault, TransientFault, failure
+from agent.images.keyring import Keyring
 from agent.images.layout import LIMIT_BYTES, parse_document, pick_manifest, this_architecture
 from agent.images.pinning import PINNED, PINNED_VALUE, UNTIL
 from agent.images.preflight import inspect_daemon
@@ -41,8 +43,9 @@ _HANDLER = (
 class ContainerdClient:
     """One containerd. Made and used inside one event loop; `close` it at the end."""
 
-    def __init__(self, socket: str, snapshotter: str = "overlayfs") -> None:
+    def __init__(self, socket: str, snapshotter: str = "overlayfs", keyring: Keyring | None = None) -> None:
         self.socket = socket
+        self._keyring = keyring
         self._snapshotter = snapshotter
         self._rpc = Rpc(socket)
         self._transfers = Transfers(self._rpc)
@@ -116,7 +119,9 @@ class ContainerdClient:
             return
         record = record_name(parse_image_ref(name))
         try:
-            await self._transfers.pull(record, snapshotter=self._snapshotter, hosts=way.hosts)
+            await self._transfers.pull(
+                record, snapshotter=self._snapshotter, hosts=way.hosts, credentials=await self._credentials(name)
+            )
         except (TransientFault, PermanentFault) as error:
             if error.fault is not Fault.REFUSED and _PLAIN_HTTP not in str(error):
                 raise
@@ -178,8 +183,13 @@ class ContainerdClient:
         if handler:  # read only where a sandbox is named
             request.sandbox_config.metadata.name = "prewarm"
             request.sandbox_config.annotations[_HANDLER] = handler
+        if credentials := await self._credentials(name):
+            request.auth.username, request.auth.password = credentials.username, credentials.password
         path = "/runtime.v1.ImageService/PullImage"
         await self._rpc.call(path, request, runtime_pb2.PullImageResponse, f"pull {name}", seconds=PULL_SECONDS)
+
+    async def _credentials(self, name: str) -> Credentials | None:
+        return await self._keyring.credentials(parse_image_ref(name)) if self._keyring else None
 
     async def _check_platform(self, record: str) -> None:
         """Refuse an image of other platforms: the transfer service of containerd 2.2 records it and unpacks nothing.

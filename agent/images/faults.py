@@ -69,7 +69,7 @@ _TEXTS = (
     (Fault.NOT_FOUND, re.compile(r"not found|404", re.IGNORECASE)),
 )
 _ADVICE = {
-    Fault.AUTH: "the registry wants credentials for it, and this version pulls without",
+    Fault.AUTH: "the registry wants other credentials for it (settings registry_config, credential_provider_config)",
     Fault.NOT_FOUND: "the registry does not have it: check name and tag",
     Fault.RATE_LIMIT: "the registry limits the rate of requests",
     Fault.PLATFORM: "the image does not exist for this machine's platform",

@@ -13,6 +13,8 @@ from google.protobuf.empty_pb2 import Empty
 
 from agent.core.errors import Permanent, Transient
 from agent.core.refs import parse_image_ref
+from agent.images.answering import answering
+from agent.images.challenge import Credentials
 from agent.images.faults import PermanentFault
 from agent.images.layout import this_architecture
 from agent.images.rpc import Rpc, boxed
@@ -31,20 +33,23 @@ class Transfers:
     def __init__(self, rpc: Rpc) -> None:
         self._rpc = rpc
 
-    async def pull(self, record: str, *, snapshotter: str, hosts: str) -> None:
+    async def pull(self, record: str, *, snapshotter: str, hosts: str, credentials: Credentials | None = None) -> None:
         """Pull and unpack; what was fetched before is kept when this is cancelled or fails.
 
         Args:
             record: the full name, as containerd records it.
             snapshotter: where it is unpacked.
             hosts: a hosts.toml directory in containerd's file system, "" for none.
+            credentials: what registries are told that ask, as the kubelet does: mirrors that the operator configured too.
         """
         what = f"pull {record}"
         lease = await self._lease(record, what)
-        request = transfer_pb2.TransferRequest(
-            source=boxed(_source(record, hosts)), destination=boxed(_destination(record, snapshotter))
-        )
-        await self._rpc.native("transfer.v1.Transfer/Transfer", request, Empty, what, lease=lease, seconds=PULL_SECONDS)
+        async with answering(self._rpc, credentials) as stream:
+            request = transfer_pb2.TransferRequest(
+                source=boxed(_source(record, hosts, stream)), destination=boxed(_destination(record, snapshotter))
+            )
+            path = "transfer.v1.Transfer/Transfer"
+            await self._rpc.native(path, request, Empty, what, lease=lease, seconds=PULL_SECONDS)
         with contextlib.suppress(Transient, Permanent):  # the image holds its content now, and the lease expires
             await self._drop(lease, what)
 
@@ -85,9 +90,9 @@ def _ends(lease: leases_pb2.Lease) -> datetime:
         return datetime.min.replace(tzinfo=UTC)
 
 
-def _source(record: str, hosts: str) -> transfer_types_pb2.OCIRegistry:
+def _source(record: str, hosts: str, stream: str) -> transfer_types_pb2.OCIRegistry:
     return transfer_types_pb2.OCIRegistry(
-        reference=record, resolver=transfer_types_pb2.RegistryResolver(host_dir=hosts)
+        reference=record, resolver=transfer_types_pb2.RegistryResolver(host_dir=hosts, auth_stream=stream)
     )
 
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Protocol
 
 from agent.images.client import ContainerdClient
+from agent.images.layout import this_architecture
 from agent.images.runtime import Runtime
 from tests.bed import needs
 from tests.bed.certificates import Authority, Identity
@@ -348,6 +349,43 @@ def _wait_for_socket(address: Path) -> None:
     raise RuntimeError(f"containerd did not start: see {address.parent}/containerd.log")
 
 
+def _configuration(directory: Path, version: str) -> str:
+    """containerd's config.toml: state below `directory`, and a runtime `other` with a snapshotter of its own."""
+    common = f'root = "{directory}/root"\nstate = "{directory}/state"\n[grpc]\naddress = "{directory}/c.sock"\n'
+    if version.startswith("2"):
+        images, runtime = "io.containerd.cri.v1.images", "io.containerd.cri.v1.runtime"
+        unpack = "".join(
+            '[[plugins."io.containerd.transfer.v1.local".unpack_config]]\n'
+            f'platform = "linux/{this_architecture()}"\nsnapshotter = "{name}"\n'
+            for name in (SNAPSHOTTER, "native")
+        )
+        return f"""version = 3
+{common}
+[plugins."{images}".registry]
+config_path = "{directory}/certs.d"
+[plugins."{images}".runtime_platforms.other]
+platform = "linux/{this_architecture()}"
+snapshotter = "native"
+{unpack}[plugins."{runtime}".cni]
+bin_dir = "{directory}/cni"
+conf_dir = "{directory}/cni"
+"""
+    cri = "io.containerd.grpc.v1.cri"
+    runtimes = "".join(
+        f'[plugins."{cri}".containerd.runtimes.{name}]\nruntime_type = "io.containerd.runc.v2"\n{more}'
+        for name, more in (("runc", ""), ("other", 'snapshotter = "native"\n'))
+    )
+    return f"""version = 2
+{common}
+[plugins."{cri}".registry]
+config_path = "{directory}/certs.d"
+{runtimes}
+[plugins."{cri}".cni]
+bin_dir = "{directory}/cni"
+conf_dir = "{directory}/cni"
+"""
+
+
 @asynccontextmanager
 async def real_world(
     directory: Path, registry: Registry, version: str = "1.6", *, front: tuple[str, int] | None = None
@@ -366,12 +404,7 @@ async def real_world(
     url = f"http://127.0.0.1:{port}"
     hosts.write_text(f'server = "{url}"\n[host."{url}"]\n')
     address = directory / "c.sock"
-    (directory / "config.toml").write_text(
-        f'version = 2\nroot = "{directory}/root"\nstate = "{directory}/state"\n[grpc]\naddress = "{address}"\n'
-        f'[plugins."io.containerd.grpc.v1.cri".registry]\nconfig_path = "{directory}/certs.d"\n'
-        '[plugins."io.containerd.grpc.v1.cri".cni]\n'
-        f'bin_dir = "{directory}/cni"\nconf_dir = "{directory}/cni"\n'
-    )
+    (directory / "config.toml").write_text(_configuration(directory, version))
     world = RealWorld(
         version=version,
         directory=directory,

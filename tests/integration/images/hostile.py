@@ -29,6 +29,7 @@ class Front:
         self.registry = registry
         self.fault: Fault | None = None
         self.times = 0
+        self.wants = ""  # the Authorization header without which nothing is answered
 
     def fault_for(self, path: str) -> Fault | None:
         fault = self.fault
@@ -69,6 +70,12 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
     def _answer(self) -> None:
+        if self.front.wants and self.headers.get("Authorization") != self.front.wants:
+            self.send_response(401)
+            self.send_header("WWW-Authenticate", 'Basic realm="registry"')
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
         fault = self.front.fault_for(self.path)
         if fault and fault.status:
             self.send_response(fault.status)

@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
-import tempfile
-from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
 
 from agent.core.errors import Permanent, Transient
 from agent.images.faults import Fault as Class
 from agent.images.faults import PermanentFault, TransientFault
-from tests.bed.registry import Registry
-from tests.contract.images_worlds import HOST, RealWorld, real_world, why_not_real
-from tests.integration.images.hostile import Fault, Front, hostile_front
+from tests.contract.images_worlds import HOST, RealWorld
+from tests.integration.images.hostile import Fault, Front
 
 FAULTS = [
     (Fault(where="/manifests/", status=401, headers={"WWW-Authenticate": 'Basic realm="x"'}), Class.AUTH, Permanent),
@@ -26,19 +21,6 @@ FAULTS = [
     (Fault(where="/blobs/", status=503), Class.REGISTRY, Transient),
     (Fault(where="/blobs/", cut_at=0.5), Class.REGISTRY, Transient),
 ]
-
-
-@pytest.fixture(params=["1.6", "1.7", "2.2"])
-async def worlds(request: pytest.FixtureRequest, registry: Registry) -> AsyncIterator[tuple[RealWorld, Front]]:
-    if reason := why_not_real(request.param):
-        pytest.skip(reason)
-    directory = Path(tempfile.mkdtemp(prefix="ctd"))
-    try:
-        with hostile_front((registry.host, registry.port)) as (front, address):
-            async with real_world(directory, registry, request.param, front=address) as real:
-                yield real, front
-    finally:
-        shutil.rmtree(directory)
 
 
 async def test_every_fault_of_a_registry_has_its_class_and_a_pull_after_it_succeeds(

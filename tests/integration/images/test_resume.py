@@ -14,7 +14,7 @@ from agent.images.faults import PermanentFault, TransientFault
 from agent.images.layout import this_architecture
 from agent.images.progress import Progress
 from agent.images.prove import Prover
-from tests.contract.images_worlds import SNAPSHOTTER, RealWorld
+from tests.contract.images_worlds import HOST, SNAPSHOTTER, RealWorld
 
 LAYERS = 8
 BYTES = int(os.environ.get("PREWARM_TEST_PULL_BYTES", str(256 << 20)))
@@ -93,3 +93,16 @@ async def test_an_image_that_is_not_there_is_no_reason_to_go_another_way(world: 
     with pytest.raises(PermanentFault):
         await world.node.pull(f"{world.secure_address}/nosuch:1", "")
     assert (await world.node.way(f"{world.secure_address}/nosuch:1", "")).resumable
+
+
+@pytest.mark.parametrize("world", ["1.7", "2.1", "2.2"], indirect=True)
+async def test_a_runtime_handler_has_its_image_unpacked_in_the_snapshotter_of_its_runtime(world: RealWorld) -> None:
+    digest = await world.push("handler:1", layers=2)
+    name = f"{HOST}/handler:1"
+    await world.node.pull(name, "other")
+    want = ImageWant(ref=parse_image_ref(name), digest=digest)
+    levels = []
+    for snapshotter in ("native", SNAPSHOTTER):
+        proofs = await Prover(world.node, snapshotter, this_architecture()).prove([want])
+        levels.append(proofs[want.ref].level)
+    assert levels == [ImageLevel.UNPACKED, ImageLevel.PRESENT]
