@@ -20,7 +20,8 @@ IMAGE = f"{HOST}/server:1"
 class Containerd:
     """The daemon; its socket is there while it runs."""
 
-    def __init__(self, directory: Path, registry: Registry) -> None:
+    def __init__(self, directory: Path, registry: Registry, program: Path | str = "containerd") -> None:
+        self._program = str(program)
         self.socket = directory / "c.sock"
         self._directory, self._registry = directory, registry
         self._process: subprocess.Popen[bytes] | None = None
@@ -41,7 +42,7 @@ class Containerd:
 
     def start(self) -> None:
         with (self._directory / "containerd.log").open("ab") as log:
-            command = ["setpriv", "--pdeathsig", "KILL", "containerd", "-c", f"{self._directory}/config.toml"]
+            command = ["setpriv", "--pdeathsig", "KILL", self._program, "-c", f"{self._directory}/config.toml"]
             self._process = subprocess.Popen(command, stdout=log, stderr=log)
         eventually(self.socket.exists, 30, "containerd's socket")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -29,6 +30,7 @@ class Front:
         self.registry = registry
         self.fault: Fault | None = None
         self.times = 0
+        self.asked: Counter[str] = Counter()  # bodies of blobs, by digest
         self.wants = ""  # the Authorization header without which nothing is answered
 
     def fault_for(self, path: str) -> Fault | None:
@@ -76,6 +78,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Length", "0")
             self.end_headers()
             return
+        if self.command == "GET" and "/blobs/" in self.path:
+            self.front.asked[self.path.rpartition("/blobs/")[2].partition("?")[0]] += 1
         fault = self.front.fault_for(self.path)
         if fault and fault.status:
             self.send_response(fault.status)
