@@ -11,12 +11,19 @@ from agent.core.refs import Digest, EndpointKey, ImageRef
 
 
 class ImageLevel(StrEnum):
-    """How warm an image is; `lazy` and `hydrated` follow with lazy pulling."""
+    """How warm an image is."""
 
     ABSENT = "absent"
     PARTIAL = "partial"
     PRESENT = "present"  # a record only
     UNPACKED = "unpacked"  # every layer's snapshot is committed in the snapshotter the runtime will use
+    LAZY = "lazy"  # the same, and every layer is proved to be served remotely: its bytes come when they are read
+    HYDRATED = "hydrated"  # lazy, and the bytes of every layer are here
+
+    @property
+    def warm(self) -> bool:
+        """True if a pod with this image starts without a pull."""
+        return self in (ImageLevel.UNPACKED, ImageLevel.LAZY, ImageLevel.HYDRATED)
 
 
 RESIDENT_SHARE = 0.95  # of a version's bytes, measured in the page cache

@@ -9,7 +9,7 @@ from types import MappingProxyType
 import structlog
 
 from agent.core.assignment import ImageWant
-from agent.core.inventory import ImageLevel, ImageState
+from agent.core.inventory import ImageState
 from agent.core.latest import Latest
 from agent.core.refs import ImageRef
 from agent.images.progress import Bytes
@@ -37,9 +37,9 @@ class Board:
         return self._proofs.get(ref)
 
     def unpacked(self, ref: ImageRef) -> bool:
-        """Say whether the image is proved unpacked."""
+        """Say whether the image is proved warm."""
         proof = self._proofs.get(ref)
-        return proof is not None and proof.level is ImageLevel.UNPACKED
+        return proof is not None and proof.level.warm
 
     def failure(self, want: ImageWant) -> Failure | None:
         """Return the last failure to pull this very want."""

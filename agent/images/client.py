@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 
 import grpc.aio
@@ -19,6 +20,7 @@ from agent.images.disk import Disk, read_disk
 from agent.images.faults import Fault, PermanentFault, TransientFault, failure
 from agent.images.keyring import Keyring
 from agent.images.layout import LIMIT_BYTES, parse_document, pick_manifest, this_architecture
+from agent.images.lazy import served_layers
 from agent.images.pinning import PINNED, PINNED_VALUE, UNTIL
 from agent.images.preflight import inspect_daemon
 from agent.images.prove import record_name
@@ -30,6 +32,7 @@ from agent.images.transfer import PULL_SECONDS, Transfers
 from agent.pb.containerd import content_pb2, events_pb2, images_pb2, snapshots_pb2, types_pb2, version_pb2
 from agent.pb.cri import runtime_pb2
 
+_REMOTE = "containerd.io/snapshot/remote"
 _PLAIN_HTTP = "server gave HTTP response to HTTPS client"  # which the CRI allows registries on this machine
 _SEEN_WITHIN_SECONDS = 10
 _TOUCH_TURN = 3
@@ -51,10 +54,13 @@ class ContainerdClient:
         self._transfers = Transfers(self._rpc)
         self._records = Records(self._rpc)
         self._daemon: Daemon | None = None
+        self._eyes = ThreadPoolExecutor(1, thread_name_prefix="lazy-layers")
+        self._looking: asyncio.Future[Mapping[str, float]] | None = None
         self._refusals: dict[str, str] = {}  # registry hosts that the transfer service will not do for, and why
 
     async def close(self) -> None:
         """End all calls and the connection."""
+        self._eyes.shutdown(wait=False, cancel_futures=True)
         await self._rpc.close()
 
     async def version(self) -> str:
@@ -90,6 +96,23 @@ class ContainerdClient:
         path, what = "snapshots.v1.Snapshots/List", f"list the snapshots of {snapshotter}"
         pages = self._rpc.pages(path, request, snapshots_pb2.ListSnapshotsResponse, what)
         return frozenset([i.name async for p in pages for i in p.info if i.kind == snapshots_pb2.COMMITTED])
+
+    async def remote(self, snapshotter: str) -> frozenset[str]:
+        """See `RemoteLayers.remote`."""
+        filters = [f'kind==committed,labels."{_REMOTE}"=="remote snapshot"']
+        request = snapshots_pb2.ListSnapshotsRequest(snapshotter=snapshotter, filters=filters)
+        path, what = "snapshots.v1.Snapshots/List", f"list the snapshots of {snapshotter}"
+        pages = self._rpc.pages(path, request, snapshots_pb2.ListSnapshotsResponse, what)
+        return frozenset([i.name async for p in pages for i in p.info if i.kind == snapshots_pb2.COMMITTED])
+
+    async def served(self) -> Mapping[str, float] | None:
+        """See `RemoteLayers.served`; a daemon that hangs costs one thread, until it answers."""
+        daemon = await self.daemon()
+        if daemon.config is None:
+            return None
+        if self._looking is None or self._looking.done():
+            self._looking = asyncio.get_running_loop().run_in_executor(self._eyes, served_layers, daemon.root.parent)
+        return await asyncio.shield(self._looking)
 
     async def daemon(self) -> Daemon:
         """Return what this containerd is; asked anew after each of its starts.

@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from agent.images.hosts import hosts_file
+from agent.images.lazy import LOCAL_SNAPSHOTTERS
 
 _IMAGES_V3 = "io.containerd.cri.v1.images"
 _CRI = "io.containerd.grpc.v1.cri"
-_LOCAL = frozenset({"overlayfs", "native", "btrfs", "zfs", "devmapper", "blockfile", "erofs"})
 _TWO_ROOTS_SINCE = (2, 2)  # config_path is set from there on where nobody set it
 _DEFAULT_ROOTS = ("/etc/containerd/certs.d", "/etc/docker/certs.d")
 _MAX_DEPTH = 16
@@ -83,7 +83,7 @@ def pull_way(daemon: Daemon, *, snapshotter: str, handler: str, roots: Sequence[
         why = f"containerd {version} has no transfer service"
     elif handler:
         why = f"runtime handler {handler} chooses the snapshotter"
-    elif snapshotter not in _LOCAL:
+    elif snapshotter not in LOCAL_SNAPSHOTTERS:
         why = f"snapshotter {snapshotter} fetches by itself"
     elif daemon.config is None:
         why = "containerd's configuration of registries cannot be read from here"

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from agent.core.errors import Invalid, Permanent
 from agent.core.refs import Digest, parse_digest
+from agent.images.lazy import lazy_format
 
 LIMIT_BYTES = 4 << 20  # of an index, manifest or config: what registries accept for manifests
 _MAX_LAYERS = 512  # overlayfs mounts at most 500, and containerd warns long before
@@ -33,6 +34,7 @@ class Manifest:
 
     config: Digest
     layers: tuple[Blob, ...]
+    lazy_format: str = ""  # "eStargz", …: what a remote snapshotter may serve without fetching it first
 
     @property
     def size_bytes(self) -> int:
@@ -88,6 +90,7 @@ def parse_manifest(document: Mapping[str, object], digest: str) -> Manifest:
         raise Permanent(f"image manifest {digest} has no list of at most {_MAX_LAYERS} layers")
     return Manifest(
         config=_digest(document.get("config"), digest),
+        lazy_format=lazy_format(document),
         layers=tuple(Blob(digest=_digest(layer, digest), size_bytes=_size(layer, digest)) for layer in layers),
     )
 

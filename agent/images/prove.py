@@ -14,8 +14,10 @@ from agent.core.errors import Permanent
 from agent.core.inventory import ImageLevel
 from agent.core.refs import ImageRef
 from agent.images.layout import LIMIT_BYTES, Manifest, chain_ids, parse_document, parse_manifest, pick_manifest
-from agent.images.runtime import ImageStore
+from agent.images.lazy import LOCAL_SNAPSHOTTERS
+from agent.images.runtime import ProofStore
 
+_WHOLE = 0.9999  # of the bytes: shares are told in floating point
 _REMEMBERED = 256  # images whose parts are kept; some 30 kB each at 20 layers
 
 
@@ -44,6 +46,18 @@ class Parts:
     chain: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layers:
+    """What a snapshotter has now: the chain ids of what is committed and, of these, of what it says to be remote.
+
+    `served` are the layers that mounts serve, with the share fetched of each; None where mounts cannot be seen.
+    """
+
+    committed: frozenset[str] = frozenset()
+    remote: frozenset[str] = frozenset()
+    served: Mapping[str, float] | None = None
+
+
 def record_name(ref: ImageRef) -> str:
     """Return the name containerd records the reference under: the tag goes where there is a digest (as in the CRI)."""
     tail = f"@{ref.digest}" if ref.digest else f":{ref.tag}"
@@ -53,7 +67,7 @@ def record_name(ref: ImageRef) -> str:
 class Prover:
     """Proves images against one snapshotter. Remembers the parts of the last images it took apart."""
 
-    def __init__(self, store: ImageStore, snapshotter: str, architecture: str) -> None:
+    def __init__(self, store: ProofStore, snapshotter: str, architecture: str) -> None:
         self._store = store
         self._snapshotter = snapshotter
         self._architecture = architecture
@@ -70,8 +84,17 @@ class Prover:
         if not wants:
             return {}
         records = await self._store.records([record_name(want.ref) for want in wants])
-        committed = await self._store.committed(self._snapshotter) if records else frozenset[str]()
-        return {want.ref: await self._prove(want, records.get(record_name(want.ref), ""), committed) for want in wants}
+        layers = await self._layers() if records else Layers()
+        return {want.ref: await self._prove(want, records.get(record_name(want.ref), ""), layers) for want in wants}
+
+    async def _layers(self) -> Layers:
+        """Ask the snapshotter what it has; one that fetches by itself also what it really serves."""
+        committed = await self._store.committed(self._snapshotter)
+        if self._snapshotter in LOCAL_SNAPSHOTTERS or not committed:
+            return Layers(committed=committed)
+        remote = await self._store.remote(self._snapshotter)
+        served = await self._store.served() if remote else {}
+        return Layers(committed=committed, remote=remote, served=served)
 
     async def manifest(self, digest: str) -> Manifest | None:
         """Return the manifest behind an image digest, None where the content is not here (yet).
@@ -83,7 +106,7 @@ class Prover:
         found = await self._manifest(digest)
         return found[1] if found else None
 
-    async def _prove(self, want: ImageWant, target: str, committed: frozenset[str]) -> Proof:
+    async def _prove(self, want: ImageWant, target: str, layers: Layers) -> Proof:
         if not target:
             return Proof(reason="containerd has no record of it")
         try:
@@ -92,11 +115,11 @@ class Prover:
             return Proof(level=ImageLevel.PRESENT, digest=target, reason=str(error))
         if parts is None:
             return Proof(level=ImageLevel.PRESENT, digest=target, reason="its manifest or config is not on this node")
-        return self._judge(want, target, parts, committed)
+        return self._judge(want, target, parts, layers)
 
-    def _judge(self, want: ImageWant, target: str, parts: Parts, committed: frozenset[str]) -> Proof:
+    def _judge(self, want: ImageWant, target: str, parts: Parts, layers: Layers) -> Proof:
         size_bytes, image_id = parts.manifest.size_bytes, parts.manifest.config
-        missing = sum(layer not in committed for layer in parts.chain)
+        missing = sum(layer not in layers.committed for layer in parts.chain)
         if missing:
             reason = f"{missing} of {len(parts.chain)} layers are not unpacked in {self._snapshotter}"
             return Proof(
@@ -105,13 +128,41 @@ class Prover:
         if want.digest not in ("", target, parts.manifest_digest):
             reason = f"the tag points to {target} here, the planner resolved {want.digest}"
             return Proof(level=ImageLevel.PRESENT, digest=target, size_bytes=size_bytes, reason=reason, moved=True)
-        return Proof(
-            level=ImageLevel.UNPACKED,
-            digest=want.digest or target,
-            image_id=image_id,
-            size_bytes=size_bytes,
-            reason=f"all {len(parts.chain)} layers are unpacked in {self._snapshotter}",
+        level, reason = self._warmth(parts, layers)
+        return Proof(level=level, digest=want.digest or target, image_id=image_id, size_bytes=size_bytes, reason=reason)
+
+    def _warmth(self, parts: Parts, layers: Layers) -> tuple[ImageLevel, str]:
+        """Tell the level of an image all of whose layers are committed, and why it is that."""
+        count, kind = len(parts.chain), parts.manifest.lazy_format
+        unpacked = f"all {count} layers are unpacked in {self._snapshotter}"
+        remote = sum(layer in layers.remote for layer in parts.chain)
+        if remote == 0 and (not kind or self._snapshotter in LOCAL_SNAPSHOTTERS):
+            return ImageLevel.UNPACKED, unpacked
+        if remote < count:
+            fetched = "all" if not remote else f"{count - remote} of {count}"
+            what = f"{fetched} layers of this {kind or 'plain'} image were fetched whole by {self._snapshotter}"
+            return ImageLevel.UNPACKED, f"unpacked, not lazy: {what} (`prewarm doctor images` says why)"
+        if layers.served is None:
+            return ImageLevel.UNPACKED, f"{unpacked}, it says lazily: its mounts cannot be seen from here to prove it"
+        shares = [layers.served.get(blob.digest) for blob in parts.manifest.layers]
+        dead = sum(share is None for share in shares)
+        if dead:
+            return ImageLevel.PRESENT, f"the mounts of {dead} of {count} lazy layers do not answer"
+        share = self._fetched(parts.manifest, layers.served)
+        if share >= _WHOLE:
+            return (
+                ImageLevel.HYDRATED,
+                f"all {count} layers are served lazily by {self._snapshotter}, all of it is here",
+            )
+        return (
+            ImageLevel.LAZY,
+            f"all {count} layers are served lazily by {self._snapshotter}, {share:.0%} of it is here",
         )
+
+    def _fetched(self, manifest: Manifest, served: Mapping[str, float]) -> float:
+        """Return the share of an image's bytes that are here."""
+        size = sum(blob.size_bytes for blob in manifest.layers)
+        return sum(blob.size_bytes * served[blob.digest] for blob in manifest.layers) / size if size else 1.0
 
     async def _take_apart(self, target: str) -> Parts | None:
         known = self._parts.get(target)

@@ -44,6 +44,22 @@ class ImageStore(Protocol):
         ...
 
 
+class RemoteLayers(Protocol):
+    """What a proof of laziness reads."""
+
+    async def remote(self, snapshotter: str) -> frozenset[str]:
+        """Return the chain ids of the committed snapshots that a snapshotter says it serves remotely."""
+        ...
+
+    async def served(self) -> Mapping[str, float] | None:
+        """Return the layers (by digest) that mounts serve, each with the share fetched; None where mounts cannot be seen."""
+        ...
+
+
+class ProofStore(ImageStore, RemoteLayers, Protocol):
+    """All that a proof reads."""
+
+
 class Puller(Protocol):
     """What a pull needs."""
 
@@ -127,5 +143,5 @@ class ImageEvents(Protocol):
         ...
 
 
-class Runtime(ImageStore, PullRuntime, Pinner, ImageEvents, Protocol):
+class Runtime(ProofStore, PullRuntime, Pinner, ImageEvents, Protocol):
     """All of it."""

@@ -73,13 +73,13 @@ def kept_waiting(backoff: Backoff, error: PrewarmError) -> Backoff:
 def image_state(ref: ImageRef, proof: Proof, pulling: Bytes | None, failure: Failure | None) -> ImageState:
     """Put the state of one image together. `pulling` is how far a running or interrupted pull is."""
     level, reason = proof.level, proof.reason
-    done, total = (proof.size_bytes, proof.size_bytes) if level is ImageLevel.UNPACKED else (0, proof.size_bytes)
-    if pulling and level is not ImageLevel.UNPACKED:
+    done, total = (proof.size_bytes, proof.size_bytes) if level.warm else (0, proof.size_bytes)
+    if pulling and not level.warm:
         done, total = pulling.done, pulling.total or total
         reason = f"{reason}; {pulling.way}" if pulling.way else reason
         if level is ImageLevel.ABSENT and done:
             level, reason = ImageLevel.PARTIAL, pulling.way or "a pull is running"
-    failed = failure if level is not ImageLevel.UNPACKED else None
+    failed = None if level.warm else failure
     return ImageState(
         ref=ref,
         level=level,
@@ -96,6 +96,6 @@ def image_state(ref: ImageRef, proof: Proof, pulling: Bytes | None, failure: Fai
 
 def with_pin(state: ImageState, note: PinNote | None) -> ImageState:
     """Say of an image that is here whether it is pinned."""
-    if note is None or state.level is not ImageLevel.UNPACKED:
+    if note is None or not state.level.warm:
         return state
     return replace(state, pinned=note.pinned, reason=f"{state.reason}; {note.text}")

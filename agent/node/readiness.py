@@ -14,7 +14,7 @@ from enum import StrEnum
 
 from agent.core.assignment import Assignment, EndpointWant, ImageWant, ModelWant
 from agent.core.errors import cut
-from agent.core.inventory import GpuReport, GpuVerdict, ImageLevel, Inventory
+from agent.core.inventory import GpuReport, GpuVerdict, Inventory
 from agent.core.names import (
     ANNOTATION_BOOT_ID,
     CONDITION_CACHE,
@@ -130,7 +130,7 @@ def _image_doubt(want: ImageWant, inventory: Inventory) -> Iterator[tuple[_Proof
     state = inventory.images.get(want.ref)
     if state is None:
         yield _unseen(inventory), f"image {want.ref} is not proved yet"
-    elif state.level is not ImageLevel.UNPACKED:
+    elif not state.level.warm:
         yield _Proof.REFUTED, f"image {want.ref} is {state.level}" + (f": {state.error}" if state.error else "")
     elif want.digest and want.digest != state.digest:
         yield _Proof.REFUTED, f"image {want.ref} is {state.digest or 'of unknown digest'} here, not {want.digest}"

@@ -25,7 +25,7 @@ Status = Mapping[str, object]
 LIMIT_BYTES = 256 * 1024
 _MAX_ITEMS = 1000
 _TEXT_LIMIT = 300
-_WARM = (str(ImageLevel.UNPACKED), str(ModelLevel.COMMITTED), str(ModelLevel.RESIDENT))
+_WARM = (*(str(i) for i in ImageLevel if i.warm), *(str(m) for m in ModelLevel if m.committed))
 _NUMBER = re.compile(r"\d+(?:\.\d+)?(?: ?[kMGTP]?B\b)?")
 
 

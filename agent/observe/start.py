@@ -13,7 +13,7 @@ from enum import StrEnum
 
 from agent.core.assignment import Assignment, EndpointWant
 from agent.core.errors import Invalid
-from agent.core.inventory import ImageLevel, Inventory, ModelLevel
+from agent.core.inventory import Inventory, ModelLevel
 from agent.core.names import LABEL_ENDPOINT_NAME, is_ours
 from agent.core.refs import EndpointKey, ImageRef, parse_image_ref
 from agent.kube.objects import ContainerStatusView, PodView
@@ -159,7 +159,7 @@ def warmth(images: Sequence[ImageRef], want: EndpointWant | None, inventory: Inv
 
 def _unpacked(ref: ImageRef, inventory: Inventory) -> bool:
     state = inventory.images.get(ref)
-    return state is not None and state.level is ImageLevel.UNPACKED
+    return state is not None and state.level.warm
 
 
 def begin(pod: PodView, assignment: Assignment | None, inventory: Inventory, node: Mapping[str, str]) -> Start | None:

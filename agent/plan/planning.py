@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
 from agent.core.assignment import Assignment, EndpointWant, ImageWant, ModelWant, Window
-from agent.core.inventory import GpuVerdict, ImageLevel, ImageState, Inventory, ModelState
+from agent.core.inventory import GpuVerdict, ImageState, Inventory, ModelState
 from agent.core.refs import Digest, EndpointKey, ImageRef
 from agent.core.units import format_duration, format_size
 from agent.plan.decision import EndpointPlan, HydrateStep, NodePlan, PullStep, Stage, ViewWant
@@ -66,7 +66,7 @@ def model_digest(want: ModelWant, inventory: Inventory) -> Digest | None:
 def image_is_warm(want: ImageWant, inventory: Inventory) -> bool:
     """True if the image is unpacked here and is the one the planner resolved."""
     state = inventory.images.get(want.ref)
-    return state is not None and state.level is ImageLevel.UNPACKED and want.digest in ("", state.digest)
+    return state is not None and state.level.warm and want.digest in ("", state.digest)
 
 
 def model_is_warm(want: ModelWant, inventory: Inventory) -> bool:

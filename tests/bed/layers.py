@@ -8,14 +8,15 @@ import io
 import subprocess
 import tarfile
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import IO, Any, Literal, cast
 
 from tests.bed import noise
+from tests.bed.estargz import write_estargz
 
-Compression = Literal["gzip", "zstd", "none"]
+Compression = Literal["gzip", "zstd", "none", "estargz"]
 
 FILE_BYTES = 64 << 20  # a layer is split into files of at most this size
 ZEROS = bytes(4096)
@@ -38,14 +39,19 @@ class Blob:
     digest: str
     size: int
     diff_id: str = ""  # digest of a layer before compression
+    annotations: Mapping[str, str] = field(default_factory=dict)
 
     def descriptor(self, media_type: str) -> dict[str, Any]:
         """As manifests name it."""
-        return {"mediaType": media_type, "digest": self.digest, "size": self.size}
+        described = {"mediaType": media_type, "digest": self.digest, "size": self.size}
+        return described | ({"annotations": dict(self.annotations)} if self.annotations else {})
 
 
 def write_layer(layer: Layer, content: IO[bytes]) -> Blob:
     """Writes the layer's tar, compressed, to `content`; returns its digests and size."""
+    if layer.compression == "estargz":
+        digest, diff_id, size, annotations = write_estargz(_files(layer), content)
+        return Blob(digest=digest, size=size, diff_id=diff_id, annotations=annotations)
     stored = _Digest(content)
     with _compressor(layer, stored) as compressed:
         plain = _Digest(compressed)
@@ -55,6 +61,12 @@ def write_layer(layer: Layer, content: IO[bytes]) -> Blob:
                 entry.size = min(FILE_BYTES, layer.size_bytes - at)
                 archive.addfile(entry, _Source(_content(layer, number, entry.size)))
     return Blob(digest=stored.digest, size=stored.size, diff_id=plain.digest)
+
+
+def _files(layer: Layer) -> Iterator[tuple[str, bytes]]:
+    for number, at in enumerate(range(0, layer.size_bytes, FILE_BYTES)):
+        size_bytes = min(FILE_BYTES, layer.size_bytes - at)
+        yield f"padding/{layer.seed}/{number}", b"".join(_content(layer, number, size_bytes))
 
 
 def _content(layer: Layer, number: int, size_bytes: int) -> Iterator[bytes | memoryview]:

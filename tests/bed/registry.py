@@ -27,11 +27,17 @@ MANIFEST = {"oci": f"{OCI}manifest.v1+json", "docker": f"{DOCKER}distribution.ma
 INDEX = {"oci": f"{OCI}index.v1+json", "docker": f"{DOCKER}distribution.manifest.list.v2+json"}
 CONFIG = {"oci": f"{OCI}config.v1+json", "docker": f"{DOCKER}container.image.v1+json"}
 LAYER: dict[Family, dict[Compression, str]] = {
-    "oci": {"none": f"{OCI}layer.v1.tar", "gzip": f"{OCI}layer.v1.tar+gzip", "zstd": f"{OCI}layer.v1.tar+zstd"},
+    "oci": {
+        "none": f"{OCI}layer.v1.tar",
+        "gzip": f"{OCI}layer.v1.tar+gzip",
+        "zstd": f"{OCI}layer.v1.tar+zstd",
+        "estargz": f"{OCI}layer.v1.tar+gzip",
+    },
     "docker": {
         "none": f"{DOCKER}image.rootfs.diff.tar",
         "gzip": f"{DOCKER}image.rootfs.diff.tar.gzip",
         "zstd": f"{DOCKER}image.rootfs.diff.tar.zstd",
+        "estargz": f"{DOCKER}image.rootfs.diff.tar.gzip",
     },
 }
 TIMEOUT_SECONDS = 120
@@ -136,7 +142,7 @@ class Registry:
         config.setdefault("history", [])
         layers = []
         for layer in document["layers"]:
-            blob = Blob(digest=layer["digest"], size=layer["size"])
+            blob = Blob(digest=layer["digest"], size=layer["size"], annotations=layer.get("annotations", {}))
             self._mount(name, repository, blob)
             layers.append(blob.descriptor(LAYER[family][_compression_of(layer["mediaType"])]))
         return config, layers
@@ -234,7 +240,7 @@ def main() -> None:
     parser.add_argument("registry", metavar="HOST:PORT")
     parser.add_argument("image", metavar="NAME:TAG")
     parser.add_argument("--layers", default="", help="sizes, such as 50M,1G")
-    parser.add_argument("--compression", choices=["gzip", "zstd", "none"], default="gzip")
+    parser.add_argument("--compression", choices=["gzip", "zstd", "none", "estargz"], default="gzip")
     parser.add_argument("--compressible", action="store_true")
     parser.add_argument("--family", choices=["oci", "docker"], default="oci")
     parser.add_argument("--platforms", default="", help="such as linux/amd64,linux/arm64")

@@ -83,6 +83,8 @@ class FakeContainerd:
     pulling: set[str] = field(default_factory=set)
     pull_began: asyncio.Event = field(default_factory=asyncio.Event)
     way_of_pulls: Way = field(default_factory=lambda: Way(resumable=True, reason="resumable, by the twin"))
+    remote_layers: set[str] = field(default_factory=set)
+    served_layers: dict[str, float] | None = field(default_factory=dict)
     pinned: dict[str, Pin] = field(default_factory=dict)
     pins_count: bool = True  # False as with containerd 1.6.20
     space: Disk | None = field(default_factory=lambda: Disk(capacity_bytes=10**12, free_bytes=10**12))
@@ -120,6 +122,14 @@ class FakeContainerd:
     async def release(self, name: str) -> None:
         await self._answer()
         self.released.append(name)
+
+    async def remote(self, snapshotter: str) -> frozenset[str]:
+        await self._answer()
+        return frozenset(self.remote_layers)
+
+    async def served(self) -> Mapping[str, float] | None:
+        await self._answer()
+        return self.served_layers
 
     async def pull(self, name: str, handler: str) -> None:
         await self._answer()

@@ -1,0 +1,75 @@
+"""Which images are in a lazy format, and which layers a remote snapshotter really serves: each by its own mount, asked now.
+
+Sources: stargz-snapshotter docs (eStargz, zstd:chunked; the state directory of a layer), SOCI, Nydus and overlaybd image formats.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+_STATES = (".stargz-snapshotter", ".soci-snapshotter")  # in the root of each layer's mount, seen by no container
+_STATE_BYTES = 64 << 10
+_ANNOTATIONS = {
+    "containerd.io/snapshot/stargz/toc.digest": "eStargz",
+    "io.containers.zstd-chunked.manifest-checksum": "zstd:chunked",
+    "io.github.containers.zstd-chunked.manifest-checksum": "zstd:chunked",
+    "containerd.io/snapshot/nydus-blob": "Nydus",
+    "containerd.io/snapshot/nydus-bootstrap": "Nydus",
+    "containerd.io/snapshot/overlaybd/blob-digest": "overlaybd",
+    "com.amazon.soci.index-digest": "SOCI",  # on the manifest
+}
+LOCAL_SNAPSHOTTERS = frozenset({"overlayfs", "native", "btrfs", "zfs", "devmapper", "blockfile", "erofs"})
+
+
+def lazy_format(manifest: Mapping[str, object]) -> str:
+    """Return the lazy format that a manifest's annotations tell, "" for none."""
+    layers = manifest.get("layers")
+    for holder in (manifest, *(layers if isinstance(layers, list) else ())):
+        annotations = holder.get("annotations") if isinstance(holder, Mapping) else None
+        for key in annotations if isinstance(annotations, Mapping) else ():
+            if key in _ANNOTATIONS:
+                return _ANNOTATIONS[key]
+    return ""
+
+
+def served_layers(process: Path) -> Mapping[str, float]:
+    """Return the layers that FUSE mounts of remote snapshotters serve, and which share of each has been fetched.
+
+    A mount whose daemon has died does not answer, and its layer is left out. Reads those mounts: not for the event loop, and a
+    daemon that hangs hangs it.
+
+    Args:
+        process: the directory in /proc of a process that sees the mounts, such as containerd's.
+    """
+    served: dict[str, float] = {}
+    for mount in _fuse_mounts(process):
+        for state in _STATES:
+            served |= _states(process / "root" / mount.lstrip("/") / state)
+    return served
+
+
+def _fuse_mounts(process: Path) -> Iterator[str]:
+    try:
+        lines = (process / "mountinfo").read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        left, _, right = line.partition(" - ")
+        if right.startswith("fuse"):
+            yield left.split()[4].replace("\\040", " ")
+
+
+def _states(directory: Path) -> Iterator[tuple[str, float]]:
+    try:
+        files = [file for file in directory.iterdir() if file.suffix == ".json"]
+    except OSError:
+        return
+    for file in files:
+        try:
+            with file.open("rb") as opened:
+                told = json.loads(opened.read(_STATE_BYTES))
+            yield str(told["digest"]), float(told.get("fetchedPercent", 0.0)) / 100
+        except (OSError, ValueError, KeyError, TypeError):
+            continue

@@ -1,0 +1,98 @@
+"""Laziness on a real stargz snapshotter: proved where it is real, told where it is not, and gone with the mounts."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from agent.core.assignment import ImageWant
+from agent.core.inventory import ImageLevel
+from agent.core.refs import parse_image_ref
+from agent.images.layout import this_architecture
+from agent.images.prove import Proof, Prover
+from tests.bed.layers import Layer
+from tests.bed.registry import Registry
+from tests.contract.images_worlds import HOST
+from tests.integration.images.lazily import SNAPSHOTTER, LazyNode, lazy_node, remove, why_not_lazy
+
+MEGABYTES = 60
+
+
+@pytest.fixture
+async def node(request: pytest.FixtureRequest, registry: Registry) -> AsyncIterator[LazyNode]:
+    version, annotations = request.param
+    if reason := why_not_lazy(version):
+        pytest.skip(reason)
+    directory = Path(tempfile.mkdtemp(prefix="ctd"))
+    try:
+        async with lazy_node(directory, registry, version, annotations=annotations) as running:
+            yield running
+    finally:
+        remove(directory)
+
+
+async def push(registry: Registry, name: str, *kinds: str) -> str:
+    layers = [
+        Layer(size_bytes=MEGABYTES << 19, seed=f"{name}/{n}", compression=kind)  # type: ignore[arg-type]
+        for n, kind in enumerate(kinds)
+    ]
+    return await asyncio.to_thread(registry.make_image, name, "1", layers)
+
+
+async def prove(node: LazyNode, name: str, digest: str) -> Proof:
+    want = ImageWant(ref=parse_image_ref(f"{HOST}/{name}:1"), digest=digest)
+    return (await Prover(node.client, SNAPSHOTTER, this_architecture()).prove([want]))[want.ref]
+
+
+@pytest.mark.parametrize("node", [("2.1", True), ("2.2", True)], indirect=True)
+async def test_an_estargz_image_is_proved_lazy_and_hardly_anything_of_it_was_fetched(
+    node: LazyNode, registry: Registry
+) -> None:
+    digest = await push(registry, "lazy", "estargz", "estargz")
+    began = time.monotonic()
+    await node.client.pull(f"{HOST}/lazy:1", "")
+    proof = await prove(node, "lazy", digest)
+    print(f"lazy in {time.monotonic() - began:.2f} s, {node.relay.passed / 1e6:.1f} MB: {proof.reason}")
+    assert proof.level is ImageLevel.LAZY
+    assert node.relay.passed < 5_000_000
+    assert not (await node.client.way(f"{HOST}/lazy:1", "")).resumable
+
+
+@pytest.mark.parametrize("node", [("2.1", True)], indirect=True)
+async def test_an_image_of_which_one_layer_was_fetched_whole_is_not_lazy(node: LazyNode, registry: Registry) -> None:
+    digest = await push(registry, "mixed", "estargz", "gzip")
+    await node.client.pull(f"{HOST}/mixed:1", "")
+    proof = await prove(node, "mixed", digest)
+    assert proof.level is ImageLevel.UNPACKED
+    assert proof.reason.startswith(
+        "unpacked, not lazy: 1 of 2 layers of this eStargz image were fetched whole by stargz"
+    )
+
+
+@pytest.mark.parametrize("node", [("2.1", False), ("2.2", False)], indirect=True)
+async def test_without_annotations_the_same_image_is_unpacked_and_said_not_to_be_lazy(
+    node: LazyNode, registry: Registry
+) -> None:
+    digest = await push(registry, "eager", "estargz", "estargz")
+    await node.client.pull(f"{HOST}/eager:1", "")
+    proof = await prove(node, "eager", digest)
+    assert proof.level is ImageLevel.UNPACKED
+    assert proof.reason.startswith("unpacked, not lazy: all layers of this eStargz image were fetched whole by stargz")
+
+
+@pytest.mark.parametrize("node", [("2.2", True)], indirect=True)
+async def test_mounts_that_died_with_their_daemon_prove_nothing(node: LazyNode, registry: Registry) -> None:
+    digest = await push(registry, "dead", "estargz")
+    await node.client.pull(f"{HOST}/dead:1", "")
+    assert (await prove(node, "dead", digest)).level is ImageLevel.LAZY
+    served = await node.client.served()
+    assert served is not None
+    assert len(served) == 1
+    node.snapshotter.kill()
+    await node.snapshotter.wait()
+    assert await node.client.served() == {}
