@@ -164,10 +164,7 @@ def _images(process: Process, facts: Facts, decided: Decisions, metrics: Metrics
     from agent.images.service import ImageService
 
     settings = process.settings
-    keyring = Keyring(
-        settings.registry_config, settings.credential_provider_config, settings.credential_provider_bin, process.clock
-    )
-    client = ContainerdClient(settings.containerd, settings.snapshotter, keyring)
+    client = ContainerdClient(settings.containerd, settings.snapshotter, Keyring.of(settings, process.clock))
     process.closing.push_async_callback(client.close)
     process.services.append(
         ImageService(

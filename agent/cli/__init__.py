@@ -19,6 +19,7 @@ COMMANDS = {
     "status": "show what is warm, on this node or in the fleet, and why",
     "plan": "show what would happen when, and why, without doing it",
     "models": "list, verify, remove or pin the model versions on this machine",
+    "image": "prove, warm or pin an image in this node's containerd",
     "hydrate": "download a model from S3, every byte checked",
     "doctor": "show what in this cluster keeps prewarm from its work, and how to mend it",
     "gpu": "check the GPUs of this machine, or show what its agent says of them",

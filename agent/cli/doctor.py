@@ -18,9 +18,12 @@ from agent.core.errors import cut
 
 EXIT_UNSEEN, EXIT_MEND = 1, 3
 _LINE_LIMIT = 1000
-TOPICS = {  # each a module of agent/advise with `examine(kubeconfig)`
+TOPICS = {  # each with the module that has its `examine(kubeconfig)`
     "gpu": "start-up taint and the DaemonSets that must tolerate it, taints on warm nodes, admission policies",
+    "images": "this node's containerd: resuming, pins, laziness, registries, disk (run it on the node: kubectl exec)",
 }
+_MODULES = {"gpu": "agent.advise.gpu", "images": "agent.cli.doctor_images"}
+_DEFAULT = ("gpu",)  # what can be looked at from anywhere
 
 
 def add_parser(subparsers: Any) -> None:
@@ -32,7 +35,7 @@ def add_parser(subparsers: Any) -> None:
         description=f"{__doc__}\ntopics:\n{topics}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("topics", nargs="*", metavar="TOPIC", help=f"{', '.join(TOPICS)} (default: all)")
+    parser.add_argument("topics", nargs="*", metavar="TOPIC", help=f"{', '.join(TOPICS)} (default: gpu)")
     parser.add_argument("--kubeconfig", default="", help="kubeconfig file (default: as kubectl finds it)")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=run, fail=parser.error)
@@ -43,7 +46,7 @@ def run(options: argparse.Namespace) -> int:
     for topic in options.topics:
         if topic not in TOPICS:
             options.fail(f"{topic!r} is no topic: {', '.join(TOPICS)}")
-    found = asyncio.run(_examine(options.topics or list(TOPICS), options.kubeconfig))
+    found = asyncio.run(_examine(options.topics or _DEFAULT, options.kubeconfig))
     if options.json:
         print(json.dumps([{"topic": topic, **asdict(a)} for topic, advice in found.items() for a in advice], indent=1))
     else:
@@ -53,7 +56,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 async def _examine(topics: Sequence[str], kubeconfig: str) -> dict[str, tuple[Advice, ...]]:
-    modules = {topic: importlib.import_module(f"agent.advise.{topic}") for topic in topics}
+    modules = {topic: importlib.import_module(_MODULES[topic]) for topic in topics}
     return {topic: await module.examine(kubeconfig) for topic, module in modules.items()}
 
 

@@ -20,7 +20,7 @@ from agent.images.disk import Disk, read_disk
 from agent.images.faults import Fault, PermanentFault, TransientFault, failure
 from agent.images.keyring import Keyring
 from agent.images.layout import LIMIT_BYTES, parse_document, pick_manifest, this_architecture
-from agent.images.lazy import served_layers
+from agent.images.lazy import Served, served_layers
 from agent.images.pinning import PINNED, PINNED_VALUE, UNTIL
 from agent.images.preflight import inspect_daemon
 from agent.images.prove import record_name
@@ -55,7 +55,7 @@ class ContainerdClient:
         self._records = Records(self._rpc)
         self._daemon: Daemon | None = None
         self._eyes = ThreadPoolExecutor(1, thread_name_prefix="lazy-layers")
-        self._looking: asyncio.Future[Mapping[str, float]] | None = None
+        self._looking: asyncio.Future[Mapping[str, Served]] | None = None
         self._refusals: dict[str, str] = {}  # registry hosts that the transfer service will not do for, and why
 
     async def close(self) -> None:
@@ -105,7 +105,7 @@ class ContainerdClient:
         pages = self._rpc.pages(path, request, snapshots_pb2.ListSnapshotsResponse, what)
         return frozenset([i.name async for p in pages for i in p.info if i.kind == snapshots_pb2.COMMITTED])
 
-    async def served(self) -> Mapping[str, float] | None:
+    async def served(self) -> Mapping[str, Served] | None:
         """See `RemoteLayers.served`; a daemon that hangs costs one thread, until it answers."""
         daemon = await self.daemon()
         if daemon.config is None:
@@ -179,17 +179,32 @@ class ContainerdClient:
         found = await self._records.find([f'labels."{UNTIL}"'])
         return {r.name: Pin(until=_until(r), whole=r.labels.get(PINNED) == PINNED_VALUE) for r in found if _is_id(r)}
 
-    async def pin(self, image_id: str, until: datetime) -> None:
+    async def pin(self, image_id: str, until: datetime) -> bool:
         """See `Pinner.pin`."""
-        if record := await self._records.get(image_id):
-            await self._records.label(record, UNTIL, f"{until.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}")
-            await self._records.label(record, PINNED, PINNED_VALUE)
+        record = await self._records.get(image_id)
+        if record is None or (record.labels.get(PINNED) == PINNED_VALUE and UNTIL not in record.labels):
+            return False
+        await self._records.label(record, UNTIL, f"{until.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}")
+        await self._records.label(record, PINNED, PINNED_VALUE)
+        return True
 
     async def unpin(self, image_id: str) -> None:
         """See `Pinner.unpin`; the word on whose it was goes last."""
         record = await self._records.get(image_id)
         for label in (PINNED, UNTIL) if record and UNTIL in record.labels else ():
             await self._records.label(record, label, "")
+
+    async def keep(self, image_id: str, *, pinned: bool) -> None:
+        """Pin an image at a person's word, or take that pin back: the agent, which marks its own, leaves it alone.
+
+        Raises:
+            PermanentFault: there is no such image.
+        """
+        record = await self._records.get(image_id) if image_id else None
+        if record is None:
+            raise PermanentFault("there is no such image here: warm it first", Fault.NOT_FOUND)
+        if pinned or UNTIL not in record.labels:
+            await self._records.label(record, PINNED, PINNED_VALUE if pinned else "")
 
     async def shielded(self, name: str) -> bool:
         """See `Pinner.shielded`."""

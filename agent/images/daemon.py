@@ -15,6 +15,7 @@ from agent.images.hosts import hosts_file
 from agent.images.lazy import LOCAL_SNAPSHOTTERS
 
 _IMAGES_V3 = "io.containerd.cri.v1.images"
+_TRANSFER = "io.containerd.transfer.v1.local"
 _CRI = "io.containerd.grpc.v1.cri"
 _TWO_ROOTS_SINCE = (2, 2)  # config_path is set from there on where nobody set it
 _DEFAULT_ROOTS = ("/etc/containerd/certs.d", "/etc/docker/certs.d")
@@ -23,13 +24,19 @@ _MAX_DEPTH = 16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DaemonConfig:
-    """What its configuration says that matters here. `roots` are hosts.toml directories, None where nobody named any."""
+    """What its configuration says that matters here.
+
+    `roots` are hosts.toml directories, None where nobody named any; `annotated` the snapshotters that are told by the transfer
+    service which layer they unpack; `unpacks` those that it is configured to unpack into.
+    """
 
     snapshotter: str = "overlayfs"
     roots: tuple[str, ...] | None = None
     legacy_registries: bool = False  # mirrors, configs or auths: nothing but the CRI reads them
     annotates_snapshots: bool = False
     discards_layers: bool = False
+    annotated: frozenset[str] = frozenset()
+    unpacks: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,7 +155,21 @@ def parse_config(document: Mapping[str, object]) -> DaemonConfig:
         legacy_registries=any(registry.get(key) for key in ("mirrors", "configs", "auths")),
         annotates_snapshots=engine.get("disable_snapshot_annotations") is False,
         discards_layers=engine.get("discard_unpacked_layers") is True,
+        annotated=frozenset(_annotated(_table(document, "proxy_plugins"))),
+        unpacks=frozenset(_unpacks(_table(plugins, _TRANSFER).get("unpack_config"))),
     )
+
+
+def _annotated(proxies: Mapping[str, object]) -> Iterator[str]:
+    for name in proxies:
+        if _table(_table(proxies, name), "exports").get("enable_remote_snapshot_annotations") == "true":
+            yield name
+
+
+def _unpacks(entries: object) -> Iterator[str]:
+    for entry in entries if isinstance(entries, list) else ():
+        if isinstance(entry, Mapping):
+            yield str(entry.get("snapshotter", ""))
 
 
 def _table(holder: Mapping[str, object], key: str) -> Mapping[str, object]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+from agent.config import Settings
 from agent.core.clock import Clock
 from agent.core.refs import ImageRef
 from agent.images.challenge import Credentials, credentials_for
@@ -24,6 +25,12 @@ class Keyring:
     def __init__(self, auths: Path | None, provider_config: Path | None, provider_programs: Path, clock: Clock) -> None:
         self._auths = auths
         self._providers = Providers(provider_config, provider_programs, clock) if provider_config else None
+
+    @classmethod
+    def of(cls, settings: Settings, clock: Clock) -> Keyring:
+        """Return the one that the settings describe."""
+        config, programs = settings.credential_provider_config, settings.credential_provider_bin
+        return cls(settings.registry_config, config, programs, clock)
 
     async def credentials(self, ref: ImageRef) -> Credentials | None:
         """Return the credentials for an image, None to pull it as anybody.

@@ -112,6 +112,16 @@ def chain_ids(config: Mapping[str, object], digest: str) -> tuple[str, ...]:
     return tuple(chain)
 
 
+def entry_files(config: Mapping[str, object]) -> tuple[str, ...]:
+    """Return the absolute paths among an image's entry point and command."""
+    inner = config.get("config")
+    words: list[object] = []
+    for key in ("Entrypoint", "Cmd"):
+        found = inner.get(key) if isinstance(inner, dict) else None
+        words += found if isinstance(found, list) else []
+    return tuple(w for w in words if isinstance(w, str) and w.startswith("/") and ".." not in w.split("/"))
+
+
 def _digest(descriptor: object, inside: str) -> Digest:
     found = descriptor.get("digest") if isinstance(descriptor, dict) else None
     try:

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
-_STATES = (".stargz-snapshotter", ".soci-snapshotter")  # in the root of each layer's mount, seen by no container
+STATES = (".stargz-snapshotter", ".soci-snapshotter")  # in the root of each layer's mount, seen by no container
 _STATE_BYTES = 64 << 10
 _ANNOTATIONS = {
     "containerd.io/snapshot/stargz/toc.digest": "eStargz",
@@ -34,8 +35,16 @@ def lazy_format(manifest: Mapping[str, object]) -> str:
     return ""
 
 
-def served_layers(process: Path) -> Mapping[str, float]:
-    """Return the layers that FUSE mounts of remote snapshotters serve, and which share of each has been fetched.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Served:
+    """One layer as a mount serves it: where its files are as seen from here, and which share of its bytes is here."""
+
+    files: Path
+    share: float
+
+
+def served_layers(process: Path) -> Mapping[str, Served]:
+    """Return the layers, by digest, that FUSE mounts of remote snapshotters serve.
 
     A mount whose daemon has died does not answer, and its layer is left out. Reads those mounts: not for the event loop, and a
     daemon that hangs hangs it.
@@ -43,10 +52,11 @@ def served_layers(process: Path) -> Mapping[str, float]:
     Args:
         process: the directory in /proc of a process that sees the mounts, such as containerd's.
     """
-    served: dict[str, float] = {}
+    served: dict[str, Served] = {}
     for mount in _fuse_mounts(process):
-        for state in _STATES:
-            served |= _states(process / "root" / mount.lstrip("/") / state)
+        files = process / "root" / mount.lstrip("/")
+        for state in STATES:
+            served |= {digest: Served(files=files, share=share) for digest, share in _states(files / state)}
     return served
 
 

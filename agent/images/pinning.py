@@ -59,8 +59,8 @@ class Pins:
                 log.info("image unpinned", image=image_id, until=pin.until)
         for image_id, step in wanted.items():
             pin_now = standing.get(image_id)
-            if pin_now is None or not pin_now.whole or abs(pin_now.until - step.until) > _ROUNDING:
-                await self._pinner.pin(image_id, step.until)
+            stands = pin_now is not None and pin_now.whole and abs(pin_now.until - step.until) <= _ROUNDING
+            if not stands and await self._pinner.pin(image_id, step.until):
                 log.info("image pinned", image=str(step.want.ref), until=step.until, again=pin_now is not None)
             standing[image_id] = Pin(until=step.until, whole=True)
             notes[step.want.ref] = await self._read_back(step)

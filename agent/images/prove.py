@@ -13,8 +13,16 @@ from agent.core.assignment import ImageWant
 from agent.core.errors import Permanent
 from agent.core.inventory import ImageLevel
 from agent.core.refs import ImageRef
-from agent.images.layout import LIMIT_BYTES, Manifest, chain_ids, parse_document, parse_manifest, pick_manifest
-from agent.images.lazy import LOCAL_SNAPSHOTTERS
+from agent.images.layout import (
+    LIMIT_BYTES,
+    Manifest,
+    chain_ids,
+    entry_files,
+    parse_document,
+    parse_manifest,
+    pick_manifest,
+)
+from agent.images.lazy import LOCAL_SNAPSHOTTERS, Served
 from agent.images.runtime import ProofStore
 
 _WHOLE = 0.9999  # of the bytes: shares are told in floating point
@@ -50,12 +58,12 @@ class Parts:
 class Layers:
     """What a snapshotter has now: the chain ids of what is committed and, of these, of what it says to be remote.
 
-    `served` are the layers that mounts serve, with the share fetched of each; None where mounts cannot be seen.
+    `served` are the layers that mounts serve, None where mounts cannot be seen.
     """
 
     committed: frozenset[str] = frozenset()
     remote: frozenset[str] = frozenset()
-    served: Mapping[str, float] | None = None
+    served: Mapping[str, Served] | None = None
 
 
 def record_name(ref: ImageRef) -> str:
@@ -106,6 +114,16 @@ class Prover:
         found = await self._manifest(digest)
         return found[1] if found else None
 
+    async def starts_with(self, manifest: Manifest) -> tuple[str, ...]:
+        """Return the files that a container of an image starts with, as far as its config names them by their path.
+
+        Raises:
+            Transient: containerd is away.
+            Permanent: the config is malformed.
+        """
+        content = await self._store.read(manifest.config, LIMIT_BYTES)
+        return entry_files(parse_document(content, manifest.config)) if content is not None else ()
+
     async def _prove(self, want: ImageWant, target: str, layers: Layers) -> Proof:
         if not target:
             return Proof(reason="containerd has no record of it")
@@ -144,8 +162,7 @@ class Prover:
             return ImageLevel.UNPACKED, f"unpacked, not lazy: {what} (`prewarm doctor images` says why)"
         if layers.served is None:
             return ImageLevel.UNPACKED, f"{unpacked}, it says lazily: its mounts cannot be seen from here to prove it"
-        shares = [layers.served.get(blob.digest) for blob in parts.manifest.layers]
-        dead = sum(share is None for share in shares)
+        dead = sum(blob.digest not in layers.served for blob in parts.manifest.layers)
         if dead:
             return ImageLevel.PRESENT, f"the mounts of {dead} of {count} lazy layers do not answer"
         share = self._fetched(parts.manifest, layers.served)
@@ -159,10 +176,10 @@ class Prover:
             f"all {count} layers are served lazily by {self._snapshotter}, {share:.0%} of it is here",
         )
 
-    def _fetched(self, manifest: Manifest, served: Mapping[str, float]) -> float:
+    def _fetched(self, manifest: Manifest, served: Mapping[str, Served]) -> float:
         """Return the share of an image's bytes that are here."""
         size = sum(blob.size_bytes for blob in manifest.layers)
-        return sum(blob.size_bytes * served[blob.digest] for blob in manifest.layers) / size if size else 1.0
+        return sum(blob.size_bytes * served[blob.digest].share for blob in manifest.layers) / size if size else 1.0
 
     async def _take_apart(self, target: str) -> Parts | None:
         known = self._parts.get(target)

@@ -10,6 +10,7 @@ from typing import Protocol
 
 from agent.images.daemon import Way
 from agent.images.disk import Disk
+from agent.images.lazy import Served
 
 
 class Change(StrEnum):
@@ -51,8 +52,8 @@ class RemoteLayers(Protocol):
         """Return the chain ids of the committed snapshots that a snapshotter says it serves remotely."""
         ...
 
-    async def served(self) -> Mapping[str, float] | None:
-        """Return the layers (by digest) that mounts serve, each with the share fetched; None where mounts cannot be seen."""
+    async def served(self) -> Mapping[str, Served] | None:
+        """Return the layers (by digest) that mounts serve; None where mounts cannot be seen."""
         ...
 
 
@@ -118,8 +119,8 @@ class Pinner(Disks, Protocol):
         """Return our pins by image id."""
         ...
 
-    async def pin(self, image_id: str, until: datetime) -> None:
-        """Pin an image; one that is gone is no error."""
+    async def pin(self, image_id: str, until: datetime) -> bool:
+        """Pin an image; False where it is gone, or pinned already at somebody else's word."""
         ...
 
     async def unpin(self, image_id: str) -> None:

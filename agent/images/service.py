@@ -22,6 +22,7 @@ from agent.core.refs import ImageRef
 from agent.core.retry import Backoff
 from agent.images.board import Board
 from agent.images.faults import Fault, TransientFault
+from agent.images.hydrate import Hydrator
 from agent.images.layout import this_architecture
 from agent.images.pinning import Pins
 from agent.images.prove import Prover, record_name
@@ -72,6 +73,7 @@ class ImageService:
             rng=self._rng,
             settings=settings,
         )
+        self._hydrator = Hydrator(runtime, self._prover, self._board, clock)
         self._pins = Pins(runtime, self._board, clock, settings.pin_budget)
         self._one_cycle = asyncio.Lock()
         self._look = Signal()  # prove now
@@ -156,7 +158,10 @@ class ImageService:
     async def _act_on_plan(self, tasks: asyncio.TaskGroup) -> None:
         while True:
             await self._act.wait()
-            self._pulls.reconcile(tasks, self._plan.get().pulls, self._act.fire, may_start=not self._away)
+            plan = self._plan.get()
+            self._pulls.reconcile(tasks, plan.pulls, self._act.fire, may_start=not self._away)
+            open_windows = [step.want for step in plan.pins or ()]
+            self._hydrator.reconcile(tasks, open_windows, yields=any(step.urgent for step in plan.pulls))
 
     async def _follow_events(self) -> None:
         backoff = Backoff(base_seconds=0.2, cap_seconds=5.0)

@@ -14,6 +14,7 @@ from agent.images.daemon import Way
 from agent.images.disk import Disk
 from agent.images.faults import Fault, PermanentFault, TransientFault
 from agent.images.layout import chain_ids, this_architecture
+from agent.images.lazy import Served
 from agent.images.prove import record_name
 from agent.images.runtime import Change, ImageEvent, Pin
 
@@ -84,7 +85,7 @@ class FakeContainerd:
     pull_began: asyncio.Event = field(default_factory=asyncio.Event)
     way_of_pulls: Way = field(default_factory=lambda: Way(resumable=True, reason="resumable, by the twin"))
     remote_layers: set[str] = field(default_factory=set)
-    served_layers: dict[str, float] | None = field(default_factory=dict)
+    served_layers: dict[str, Served] | None = field(default_factory=dict)
     pinned: dict[str, Pin] = field(default_factory=dict)
     pins_count: bool = True  # False as with containerd 1.6.20
     space: Disk | None = field(default_factory=lambda: Disk(capacity_bytes=10**12, free_bytes=10**12))
@@ -127,7 +128,7 @@ class FakeContainerd:
         await self._answer()
         return frozenset(self.remote_layers)
 
-    async def served(self) -> Mapping[str, float] | None:
+    async def served(self) -> Mapping[str, Served] | None:
         await self._answer()
         return self.served_layers
 
@@ -148,10 +149,12 @@ class FakeContainerd:
         await self._answer()
         return dict(self.pinned)
 
-    async def pin(self, image_id: str, until: datetime) -> None:
+    async def pin(self, image_id: str, until: datetime) -> bool:
         await self._answer()
-        if image_id in self.ids():
-            self.pinned[image_id] = Pin(until=until, whole=True)
+        if image_id not in self.ids():
+            return False
+        self.pinned[image_id] = Pin(until=until, whole=True)
+        return True
 
     async def unpin(self, image_id: str) -> None:
         await self._answer()

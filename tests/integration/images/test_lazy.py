@@ -5,16 +5,25 @@ from __future__ import annotations
 import asyncio
 import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
+from agent.config import Settings
 from agent.core.assignment import ImageWant
-from agent.core.inventory import ImageLevel
-from agent.core.refs import parse_image_ref
+from agent.core.clock import SystemClock
+from agent.core.heartbeat import Heartbeat
+from agent.core.inventory import ImageLevel, ImageState
+from agent.core.latest import Latest
+from agent.core.refs import ImageRef, parse_image_ref
 from agent.images.layout import this_architecture
 from agent.images.prove import Proof, Prover
+from agent.images.reading import read_layers
+from agent.images.service import ImageService
+from agent.plan.decision import NodePlan, PinStep, PullStep
 from tests.bed.layers import Layer
 from tests.bed.registry import Registry
 from tests.contract.images_worlds import HOST
@@ -96,3 +105,41 @@ async def test_mounts_that_died_with_their_daemon_prove_nothing(node: LazyNode, 
     node.snapshotter.kill()
     await node.snapshotter.wait()
     assert await node.client.served() == {}
+
+
+@pytest.mark.parametrize("node", [("2.2", True)], indirect=True)
+async def test_the_images_of_an_open_window_are_hydrated_and_then_need_no_registry(
+    node: LazyNode, registry: Registry
+) -> None:
+    digest = await push(registry, "window", "estargz", "estargz")
+    want = ImageWant(ref=parse_image_ref(f"{HOST}/window:1"), digest=digest)
+    step = PullStep(want=want, runtime_handler="", endpoints=(), due=None, urgent=False, reason="a test")
+    pin = PinStep(want=want, until=datetime.now(UTC) + timedelta(hours=1))
+    images: Latest[Mapping[ImageRef, ImageState]] = Latest({})
+    service = ImageService(
+        node.client,
+        plan=Latest(NodePlan(images=(want,), pulls=(step,), pins=(pin,))),
+        images=images,
+        settings=replace(Settings(), snapshotter=SNAPSHOTTER, proof_interval_seconds=1.0),
+        clock=SystemClock(),
+        heartbeat=Heartbeat(),
+    )
+    task = asyncio.create_task(service.run())
+    try:
+        levels = []
+        async with asyncio.timeout(60):
+            async for states in images.follow():
+                level = states[want.ref].level if want.ref in states else ImageLevel.ABSENT
+                levels += [level] if level not in levels else []
+                if level is ImageLevel.HYDRATED:
+                    break
+    finally:
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    assert levels[-2:] == [ImageLevel.LAZY, ImageLevel.HYDRATED]
+    node.relay.leave()
+    served = await node.client.served()
+    assert served is not None
+    places = [layer.files for layer in served.values()]
+    assert await asyncio.to_thread(read_layers, places, (), lambda: False) == MEGABYTES << 20
