@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 
 import grpc.aio
@@ -14,6 +13,7 @@ from agent.core.errors import Permanent
 from agent.core.names import LABEL_ENDPOINT_NAME
 from agent.core.refs import EndpointKey, parse_image_ref
 from agent.core.sandbox import Sandbox
+from agent.images.aside import aside
 from agent.images.challenge import Credentials
 from agent.images.daemon import Daemon, Way, pull_way
 from agent.images.disk import Disk, read_disk
@@ -54,13 +54,11 @@ class ContainerdClient:
         self._transfers = Transfers(self._rpc)
         self._records = Records(self._rpc)
         self._daemon: Daemon | None = None
-        self._eyes = ThreadPoolExecutor(1, thread_name_prefix="lazy-layers")
         self._looking: asyncio.Future[Mapping[str, Served]] | None = None
         self._refusals: dict[str, str] = {}  # registry hosts that the transfer service will not do for, and why
 
     async def close(self) -> None:
         """End all calls and the connection."""
-        self._eyes.shutdown(wait=False, cancel_futures=True)
         await self._rpc.close()
 
     async def version(self) -> str:
@@ -111,7 +109,7 @@ class ContainerdClient:
         if daemon.config is None:
             return None
         if self._looking is None or self._looking.done():
-            self._looking = asyncio.get_running_loop().run_in_executor(self._eyes, served_layers, daemon.root.parent)
+            self._looking = aside(lambda: served_layers(daemon.root.parent), "lazy layers")
         return await asyncio.shield(self._looking)
 
     async def daemon(self) -> Daemon:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import structlog
@@ -16,6 +15,7 @@ from agent.core.errors import Permanent, Transient, cut
 from agent.core.inventory import ImageLevel
 from agent.core.refs import ImageRef
 from agent.core.units import format_size
+from agent.images.aside import aside
 from agent.images.board import Board
 from agent.images.prove import Prover
 from agent.images.reading import read_layers
@@ -34,7 +34,6 @@ class Hydrator:
         self._prover = prover
         self._board = board
         self._clock = clock
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="hydrate-image")
         self._running: asyncio.Task[None] | None = None
         self._image: ImageRef | None = None
         self._not_before: dict[ImageRef, float] = {}
@@ -58,9 +57,7 @@ class Hydrator:
         try:
             layers, first = await self._places(digest)
             log.info("image hydration started", image=str(want.ref), layers=len(layers))
-            read = await asyncio.get_running_loop().run_in_executor(
-                self._thread, read_layers, layers, first, stop.is_set
-            )
+            read = await aside(lambda: read_layers(layers, first, stop.is_set), f"hydrate {want.ref}")
             seconds = self._clock.monotonic() - began
             log.info("image hydrated", image=str(want.ref), read=format_size(read), seconds=round(seconds, 2))
         except (OSError, Transient, Permanent) as error:
