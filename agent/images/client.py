@@ -189,8 +189,9 @@ class ContainerdClient:
     async def unpin(self, image_id: str) -> None:
         """See `Pinner.unpin`; the word on whose it was goes last."""
         record = await self._records.get(image_id)
-        for label in (PINNED, UNTIL) if record and UNTIL in record.labels else ():
-            await self._records.label(record, label, "")
+        if record and UNTIL in record.labels:
+            await self._records.label(record, PINNED, "")
+            await self._records.label(record, UNTIL, "")
 
     async def keep(self, image_id: str, *, pinned: bool) -> None:
         """Pin an image at a person's word, or take that pin back: the agent, which marks its own, leaves it alone.

@@ -44,6 +44,7 @@ class Bed:
         taint: bool = False,
         proxy: bool = False,
         fast_eviction: bool = True,
+        hungry: bool = False,
         registry: Path | None = None,
     ) -> None:
         self.work = work.resolve()
@@ -56,6 +57,7 @@ class Bed:
             taint=taint,
             proxy=proxy,
             fast_eviction=fast_eviction,
+            hungry=hungry,
             registry=str(registry.resolve()) if registry else "",
             name=self.name,
         )

@@ -110,8 +110,9 @@ def pod_network(subnet: str) -> str:
     return json.dumps({"cniVersion": "0.4.0", "name": "bed", "plugins": [bridge]})
 
 
-def kubelet(pki: Path, node: str, cgroup_root: str, *, fast_eviction: bool) -> str:
+def kubelet(pki: Path, node: str, cgroup_root: str, *, fast_eviction: bool, hungry: bool = False) -> str:
     """KubeletConfiguration; the rest are flags."""
+    least = "99%" if hungry else "1%"
     return f"""apiVersion: kubelet.config.k8s.io/v1beta1
 kind: KubeletConfiguration
 authentication: {{anonymous: {{enabled: false}}, webhook: {{enabled: true}}, x509: {{clientCAFile: {pki}/ca.crt}}}}
@@ -125,8 +126,9 @@ cgroupRoot: {cgroup_root}
 enforceNodeAllocatable: []
 failSwapOn: false
 resolvConf: ""
-evictionHard: {{nodefs.available: "1%", imagefs.available: "1%", memory.available: 100Mi}}
+evictionHard: {{nodefs.available: "{least}", imagefs.available: "{least}", memory.available: 100Mi}}
 imageGCHighThresholdPercent: 100   # the machine's disk is not this bed's business
+imageMinimumGCAge: {"1s" if hungry else "2m"}
 serializeImagePulls: false
 nodeStatusUpdateFrequency: {"2s" if fast_eviction else "10s"}
 nodeLeaseDurationSeconds: {"8" if fast_eviction else "40"}

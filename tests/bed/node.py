@@ -93,8 +93,8 @@ class Node:
         Path("/etc/containerd-stargz-grpc/config.toml").write_text(config.stargz(addresses))
         Path("/etc/cni/net.d/10-bed.conflist").write_text(config.pod_network(addresses.node_pods(self.name)))
         cgroup_root = f"/{self.settings.name}/{self.name}"
-        quick = self.settings.fast_eviction
-        kubelet = config.kubelet(self.work / "pki", self.name, cgroup_root, fast_eviction=quick)
+        quick, hungry = self.settings.fast_eviction, self.settings.hungry
+        kubelet = config.kubelet(self.work / "pki", self.name, cgroup_root, fast_eviction=quick, hungry=hungry)
         (self.disk / "kubelet.yaml").write_text(kubelet)
 
     def _containerd_major(self) -> int:

@@ -68,6 +68,7 @@ class Settings:
         taint: nodes are born with prewarm.dev/not-ready:NoSchedule.
         proxy: run kube-proxy on every node, for tests that use a Service.
         fast_eviction: a dead node is NotReady after 8 s, not 50 s.
+        hungry: the kubelet finds its disk too full all the time, and collects every image that it may, each 10 s.
         registry: a docker-registry directory to start from.
         owner: `pid start-time` of the process without which this bed is a leftover; empty: it stays until `down`.
         slot: see Addresses; chosen by `up`.
@@ -80,6 +81,7 @@ class Settings:
     taint: bool = False
     proxy: bool = False
     fast_eviction: bool = True
+    hungry: bool = False
     registry: str = ""
     owner: str = ""
     slot: int = 0

@@ -38,7 +38,8 @@ async def test_every_fault_of_a_registry_has_its_class_and_a_pull_after_it_succe
         if fault.status == 429:
             assert await world.node.retry_after(f"{HOST}/hostile{number}:1") == 1234
         front.fault, front.times = None, 0
-        found.append((caught.value.fault, isinstance(caught.value, Transient), str(caught.value)))
+        kind = caught.value.fault  # type: ignore[attr-defined]  # both have it
+        found.append((kind, isinstance(caught.value, Transient), str(caught.value)))
         await world.node.pull(f"{HOST}/hostile{number}:1", "")
         assert await world.node.present(f"{HOST}/hostile{number}:1")
     wanted = [(kind, base is Transient) for _, kind, base in FAULTS]
