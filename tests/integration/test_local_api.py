@@ -121,7 +121,7 @@ async def serving(root: Path) -> AsyncIterator[Node]:
     node = Node(root)
     task = asyncio.create_task(node.api.run(), name="local-api")
     async with asyncio.timeout(5):
-        while not (node.run_dir / "admin.sock").exists():  # noqa: ASYNC110 (a socket tells nobody that it is there)
+        while not (node.run_dir / "ask.sock").exists():  # noqa: ASYNC110 (the last one; a socket tells nobody that it is there)
             await asyncio.sleep(0.01)
     try:
         yield node
