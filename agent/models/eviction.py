@@ -61,7 +61,7 @@ class Eviction:
             Digest, tuple[float, str]
         ] = {}  # versions found in use: until when they are left alone, and why
         self._asked: dict[Digest, asyncio.Future[None]] = {}
-        self._named = False
+        self.has_looked = False  # who ran here when the agent started is noted
 
     def ask(self, digest: Digest) -> asyncio.Future[None]:
         """Have a version removed that no step names; the future ends when it is gone, or with a Permanent that says why not."""
@@ -159,9 +159,10 @@ class Eviction:
             Transient: it does not answer.
         """
         if self._sandboxes is None:
+            self.has_looked = True
             return
         running = await self._sandboxes.sandboxes()
-        if not self._named:
+        if not self.has_looked:
             await self._shelf.name_users(running)
-            self._named = True
+            self.has_looked = True
         await self._shelf.seen({s.uid for s in running})

@@ -1,7 +1,7 @@
 """The models room: proves every committed version each interval, brings in what the plan wants, and removes what it gives up.
 
-Versions come in one after the other, in the plan's order; one that a pod waits for interrupts one that no pod waits for
-(which resumes later). A claim rests on a completed proof cycle: the heartbeat beats only after one.
+What comes in, and in which order, is in `agent.models.queue`. A claim rests on a completed proof cycle: the heartbeat beats
+only after one.
 """
 
 from __future__ import annotations
@@ -15,30 +15,27 @@ from pathlib import Path
 import structlog
 
 from agent.config import Settings, SourceRule, source_allowed
-from agent.core.assignment import ModelWant
 from agent.core.clock import Clock
 from agent.core.errors import Permanent, PrewarmError, Transient
 from agent.core.heartbeat import Heartbeat
-from agent.core.inventory import ModelLevel, ModelsView
+from agent.core.inventory import ModelsView
 from agent.core.latest import Latest, Signal
 from agent.core.refs import Digest, EndpointKey
 from agent.models.board import Board
-from agent.models.capacity import NoRoom, watermark_of
+from agent.models.capacity import watermark_of
 from agent.models.engine import Engine
 from agent.models.eviction import Eviction, Sandboxes
 from agent.models.failures import Failures
 from agent.models.hydration import Hydration, OpenSource
-from agent.models.memory import give_back
+from agent.models.queue import Queue
 from agent.models.scrub import Scrub
 from agent.models.shelf import Shelf
 from agent.models.source import open_source
 from agent.models.store import Store
 from agent.models.threads import in_thread
-from agent.models.wire import SourceChanged
-from agent.plan.decision import HydrateStep, NodePlan
+from agent.plan.decision import NodePlan
 
 LOCK_SECONDS = 0.5  # how often a root held by another agent is tried again: a rolling update waits here
-TRICKLE_BYTES_PER_SECOND = 2 << 20  # of a download that can wait, while a pod waits: connections stay alive
 _DISK_SECONDS = 5.0  # how often a root that cannot be opened is tried again
 
 log = structlog.get_logger(__name__)
@@ -76,14 +73,22 @@ class ModelService:
         self._board = Board(models)
         self._engine = engine or Engine(connections=settings.connections, bandwidth=settings.bandwidth)
         self._watermark = watermark_of(settings.high_watermark, settings.root)
-        self._hydration = Hydration(
+        self._queue = Queue(
+            plan=plan,
             shelf=self._shelf,
             board=self._board,
             engine=self._engine,
-            clock=clock,
-            high_watermark=self._watermark,
-            rules=rules,
-            open_source=source,
+            hydration=Hydration(
+                shelf=self._shelf,
+                board=self._board,
+                engine=self._engine,
+                clock=clock,
+                high_watermark=self._watermark,
+                rules=rules,
+                open_source=source,
+            ),
+            failures=Failures(clock, rng),
+            ended=self._attempted,
         )
         self._eviction = Eviction(
             shelf=self._shelf,
@@ -96,10 +101,7 @@ class ModelService:
         self._scrub = Scrub(
             shelf=self._shelf, clock=clock, rate=settings.scrub, busy=self._is_busy, condemn=self._condemn, rng=rng
         )
-        self._failures = Failures(clock, rng)
-        self._mending: set[Digest] = set()
-        self._running: HydrateStep | None = None
-        self._hydrate, self._tidy = Signal(), Signal()
+        self._tidy = Signal()
         heartbeat.expect(self.name)
 
     def view_path(self, endpoint: EndpointKey, digest: Digest) -> Path:
@@ -140,11 +142,11 @@ class ModelService:
         try:
             await self._take_root()
             await self._adopt()
-            for signal in (self._hydrate, self._tidy):
+            for signal in (self._queue.changed, self._tidy):
                 self._plan.attach(signal)
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._keep_proving(), name="models prove")
-                tasks.create_task(self._keep_hydrating(tasks), name="models hydrate")
+                tasks.create_task(self._queue.run(tasks), name="models hydrate")
                 tasks.create_task(self._keep_tidy(), name="models tidy")
                 if self._scrub_rate:
                     tasks.create_task(self._scrub.run(), name="models scrub")
@@ -209,11 +211,7 @@ class ModelService:
         """Withdraw the claim to a broken version; says whether to mend it: whether anybody here wants it."""
         log.warning("a committed version is broken", digest=digest, reason=why)
         self._board.gone(digest, f"broken: {why}")
-        wanted = self._want_of(digest) is not None
-        if wanted:
-            self._mending.add(digest)
-        self._hydrate.fire()
-        return wanted
+        return self._queue.mend(digest)
 
     async def _condemn(self, inode: int, why: str) -> None:
         await self._shelf.condemn(inode, why, self._withdraw)
@@ -222,27 +220,28 @@ class ModelService:
         """Say whether a download, or a pod that waits, needs the disk more than the scrub does."""
         plan = self._plan.get()
         waited_for = any(h.urgent for h in plan.hydrations) or any(p.urgent for p in plan.pulls)
-        return self._running is not None or waited_for
+        return self._queue.is_running or waited_for
 
     async def _tell_use(self) -> None:
         use, own, kept = await self._shelf.facts()
         self._board.use(use)
         self._board.facts(own, kept | self._eviction.held())
 
+    async def _attempted(self) -> None:
+        with contextlib.suppress(PrewarmError):  # the next proof tells it
+            await self._tell_use()
+
     async def _look_for_room(self) -> None:
-        """Let what only lacked room be tried again once there is enough, and say how much is lacking still."""
-        for key, digest, needed in self._failures.lacking_room():
-            short = await self._shelf.short_bytes(needed, self._watermark)
-            if short:
-                self._board.update(digest, short_bytes=short)
-                continue
-            self._failures.forget(key)
-            self._board.update(digest, short_bytes=0, error="", retry_at=None)
-            self._hydrate.fire()
+        await self._queue.look_for_room(self._watermark)
 
     async def _forget_pods(self) -> None:
-        if await self._shelf.any_pods():
-            await self._eviction.look()
+        """Forget pods that are gone, then sweep what nobody uses: never before it is known who runs here."""
+        if not self._eviction.has_looked or await self._shelf.any_pods():
+            try:
+                await self._eviction.look()
+            except PrewarmError as error:
+                log.warning("who runs on this node is not known", error=str(error))
+                return
             await self._tell_use()
         if self._plan.get().endpoints:  # before the first plan nothing is known to be unwanted
             await self._shelf.sweep_views({(endpoint, digest) for endpoint, _, digest in self._wanted_views()})
@@ -277,102 +276,3 @@ class ModelService:
             ):
                 wanted.append((view.endpoint, view.name, view.digest))
         return wanted
-
-    async def _keep_hydrating(self, tasks: asyncio.TaskGroup) -> None:
-        while True:
-            step = self._next()
-            if step is None:
-                await self._hydrate.wait(self._until_retry())
-                continue
-            self._running = step
-            running = tasks.create_task(self._attempt(step), name=f"hydrate {step.want.name}")
-            running.add_done_callback(lambda _: self._hydrate.fire())
-            while not running.done():
-                self._engine.throttle.yield_to_others(TRICKLE_BYTES_PER_SECOND if self._makes_way(step) else 0)
-                await self._hydrate.wait()
-                if not running.done() and self._must_yield(step):
-                    running.cancel()
-                    await asyncio.wait({running})
-            self._running = None
-            give_back()
-
-    def _makes_way(self, running: HydrateStep) -> bool:
-        """Say whether a download must leave the node's network and disk to a pod that waits for an image."""
-        plan = self._plan.get()
-        urgent = {self._key(s) for s in plan.hydrations if s.urgent}
-        return self._key(running) not in urgent and any(pull.urgent for pull in plan.pulls)
-
-    def _next(self) -> HydrateStep | None:
-        """Return the step to run now: the first that a pod waits for, else the first, of those not backed off."""
-        for step in sorted(self._steps(), key=lambda s: not s.urgent):
-            digest = step.want.digest or self._board.resolved(step.want.uri)
-            if not self._failures.waits(self._key(step)) and digest not in self._shelf.versions:
-                return step
-        return None
-
-    def _steps(self) -> list[HydrateStep]:
-        """Return the plan's steps, then what is to be mended: it was ready, so it is not left to the next window."""
-        steps = list(self._plan.get().hydrations)
-        planned = {s.want.digest or self._board.resolved(s.want.uri) for s in steps}
-        self._mending = {d for d in self._mending if d not in self._shelf.versions and self._want_of(d) is not None}
-        for digest in sorted(self._mending - planned):
-            want = self._want_of(digest)
-            if want is not None:
-                reason = "a part of it went bad on disk and is fetched again"
-                steps.append(
-                    HydrateStep(want=want, endpoints=self._users(digest), due=None, urgent=False, reason=reason)
-                )
-        return steps
-
-    def _want_of(self, digest: Digest) -> ModelWant | None:
-        return next((m for m in self._plan.get().models if self._means(m, digest)), None)
-
-    def _users(self, digest: Digest) -> tuple[EndpointKey, ...]:
-        plans = self._plan.get().endpoints
-        return tuple(e.want.key for e in plans if any(self._means(m, digest) for m in e.want.models))
-
-    def _means(self, want: ModelWant, digest: Digest) -> bool:
-        return (want.digest or self._board.resolved(want.uri)) == digest
-
-    def _until_retry(self) -> float | None:
-        return self._failures.seconds_left({self._key(s) for s in self._steps()})
-
-    def _must_yield(self, running: HydrateStep) -> bool:
-        plan = self._plan.get()
-        if running.want.uri not in {m.uri for m in plan.models}:
-            return True
-        urgent = {self._key(s) for s in plan.hydrations if s.urgent}
-        first = self._next()
-        return first is not None and first.urgent and self._key(running) not in urgent
-
-    @staticmethod
-    def _key(step: HydrateStep) -> str:
-        return step.want.digest or str(step.want.uri)
-
-    async def _attempt(self, step: HydrateStep) -> None:
-        key = self._key(step)
-        try:
-            await self._hydration.run(step)
-        except PrewarmError as error:
-            self._failed(step, error)
-        except OSError as error:
-            self._failed(step, Transient(f"the store's disk failed: {error.strerror}"))
-        else:
-            self._failures.forget(key)
-        with contextlib.suppress(PrewarmError):  # the next proof tells it
-            await self._tell_use()
-
-    def _failed(self, step: HydrateStep, error: PrewarmError) -> None:
-        want = step.want
-        digest = want.digest or self._board.resolved(want.uri)
-        retry_at = self._failures.failed(self._key(step), error, digest)
-        self._failures.keep_only({m.digest or str(m.uri) for m in self._plan.get().models})
-        log.warning("cannot bring in a model", model=want.name, uri=str(want.uri), error=str(error))
-        away = isinstance(error, Transient) and not isinstance(error, SourceChanged)
-        if digest is None and away and (old := self._hydration.newest_of(want.uri)):
-            self._board.resolve(want.uri, old.digest)  # what the source last was is the best there is
-        elif digest is None:
-            self._board.resolve(want.uri, None, str(error))
-        elif self._board.state(digest).level is not ModelLevel.COMMITTED:
-            short = error.short_bytes if isinstance(error, NoRoom) else 0
-            self._board.update(digest, error=str(error), retry_at=retry_at, busy=False, short_bytes=short)

@@ -15,12 +15,13 @@ import pytest
 from agent.config import Settings, SourceRule
 from agent.core.assignment import EndpointWant, ImageWant, ModelWant
 from agent.core.clock import SystemClock
+from agent.core.errors import Transient
 from agent.core.heartbeat import Heartbeat
 from agent.core.inventory import ModelLevel, ModelState, ModelsView
 from agent.core.latest import Latest
 from agent.core.refs import Digest, EndpointKey, ModelUri, parse_image_ref
 from agent.core.sandbox import Sandbox
-from agent.models import eviction, service
+from agent.models import eviction, queue
 from agent.models.resolve import resolve
 from agent.models.service import ModelService
 from agent.plan.decision import EndpointPlan, EvictStep, HydrateStep, NodePlan, PullStep, Stage, ViewWant
@@ -37,10 +38,19 @@ class Runtime:
 
     def __init__(self) -> None:
         self.uids: list[str] = []
+        self.endpoint: EndpointKey | None = None  # that the pods' label names
+        self.away = False
+        self.asked = 0
 
     async def sandboxes(self) -> Sequence[Sandbox]:
+        self.asked += 1
+        if self.away:
+            raise Transient("the container runtime does not answer")
         now = datetime.now(UTC)
-        return [Sandbox(namespace="shop", name="p", uid=uid, created=now, ready=True) for uid in self.uids]
+        return [
+            Sandbox(namespace="shop", name="p", uid=uid, created=now, ready=True, endpoint=self.endpoint)
+            for uid in self.uids
+        ]
 
 
 @dataclass
@@ -261,7 +271,7 @@ async def test_a_download_trickles_within_a_second_while_a_pod_waits_for_an_imag
         await r.until(lambda v: any(s.done_bytes > 4 * MIB for s in v.states.values()))
         r.plan.set(replace(r.plan.get(), pulls=(pull,)))
         await asyncio.sleep(1)
-        assert await brought(r, 2) <= 3 * service.TRICKLE_BYTES_PER_SECOND  # progress is told in steps
+        assert await brought(r, 2) <= 3 * queue.TRICKLE_BYTES_PER_SECOND  # progress is told in steps
         r.plan.set(replace(r.plan.get(), pulls=()))
         view = await r.until(is_committed)
         assert only(view).level is ModelLevel.COMMITTED
@@ -299,7 +309,7 @@ async def test_what_does_not_fit_is_refused_with_numbers(
     bucket.put("m/a", noise(MIB))
     digest = (await resolve(bucket.uri())).digest
     async with room(tmp_path) as r:
-        r.service._hydration._high_watermark = 0.0
+        r.service._queue._hydration._high_watermark = 0.0
         await r.bring(want(bucket.uri(), digest))
         state = only(await r.until(lambda v: v.states and only(v).error))
         assert state.error.startswith("needs 1.05 MB but only 0 B may be used: the store's file system has ")

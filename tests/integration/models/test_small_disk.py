@@ -244,9 +244,9 @@ async def test_a_disk_that_others_fill_in_mid_download_is_one_clear_error_and_is
         assert list((disk / "root" / "store").iterdir()) == []
         bucket.proxy.rules.clear()
         filler.unlink()
-        n.service._failures.forget(digest_of(one))  # rather than wait for its backoff
+        n.service._queue._failures.forget(digest_of(one))  # rather than wait for its backoff
         n.service._board.update(digest_of(one), error="", retry_at=None)
-        n.service._hydrate.fire()
+        n.service._queue.changed.fire()
         await n.until_here(digest_of(one))
 
 
