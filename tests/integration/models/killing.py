@@ -38,6 +38,8 @@ from agent.models.source import S3Source
 from agent.plan.decision import EvictStep, HydrateStep, NodePlan
 
 CONNECTIONS = 2
+PART_BYTES = 1 << 20
+ROUND = "x-round"  # a header of each request for a range: the round it was asked in
 
 
 class KnownSource(S3Source):
@@ -49,6 +51,10 @@ class KnownSource(S3Source):
         ).get_frozen_credentials()
         super().__init__(None, None, frozen)
         self._manifests, self._bucket = manifests, bucket
+        self.round = 0
+
+    def sign(self, bucket: Bucket, path: str, headers: Mapping[str, str]) -> dict[str, str]:
+        return super().sign(bucket, path, headers) | {ROUND: str(self.round)}  # S3 passes over what is not signed
 
     async def list_objects(self, uri: ModelUri) -> list[Listed]:
         return [Listed(key=o.key, size=o.size, etag=o.etag) for o in self._manifests[str(uri)].objects]
@@ -78,7 +84,7 @@ async def run(root: Path, source: KnownSource, plan: NodePlan) -> None:
         yield source
 
     engine = Engine(connections=CONNECTIONS)
-    engine.part_bytes = 1 << 20
+    engine.part_bytes = PART_BYTES
     service = ModelService(
         settings=replace(Settings(), root=root, proof_interval_seconds=0.1, high_watermark=1.0, scrub=10**12),
         plan=Latest(plan),
@@ -98,6 +104,7 @@ def main() -> None:
     source = KnownSource(manifests, Bucket(**told["bucket"]))
     for line in sys.stdin:
         order = json.loads(line)
+        source.round += 1
         child = os.fork()
         if not child:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

@@ -8,12 +8,14 @@ import os
 import random
 import subprocess
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from urllib.parse import unquote
 
 from agent.core.refs import Digest
-from agent.models.kept import staged_bytes
+from agent.models.journal import read_journal
+from agent.models.kept import kept_records
 from agent.models.manifest import Manifest, manifest_to_json
 from agent.models.paths import Tree
 from agent.models.resolve import resolve
@@ -22,7 +24,7 @@ from agent.models.store import Store
 from agent.models.verify import verify_version
 from agent.models.version import load_version
 from tests.integration.models.conftest import SourceBucket, noise
-from tests.integration.models.killing import CONNECTIONS
+from tests.integration.models.killing import CONNECTIONS, PART_BYTES, ROUND
 from tests.integration.models.test_links import rot
 
 KILLS = 200
@@ -30,28 +32,41 @@ MIB = 1 << 20
 PARTS = ("lock", "pins", "refs", "staging", "store", "trash", "views")
 
 
+Parts = frozenset[tuple[str, int]]  # by object key and offset
+
+
 class World:
     """The root between two kills, as anybody may look at it."""
 
     def __init__(self, root: Path, manifests: Sequence[Manifest], bucket: SourceBucket) -> None:
         self.root, self.bucket, self.manifests = root, bucket, {m.digest: m for m in manifests}
-        self.rotten: list[int] = []  # inodes, once for each damaged byte
-        self.asked = 0
+        self.rotten: dict[int, tuple[str, int]] = {}  # file name and part, by the inode that was damaged
 
     def committed(self) -> list[Digest]:
         return [Digest(p.name) for p in sorted((self.root / "store").glob("*"))]
 
-    def done_bytes(self) -> dict[Digest, int]:
-        """By version: bytes that need not come again."""
-        done = {d: staged_bytes(self.root / "staging" / d, d) or 0 for d in self.manifests}
-        return done | {d: self.manifests[d].size_bytes for d in self.committed()}
+    def here(self) -> Parts:
+        """The parts that need not come again: committed, kept, or noted in a journal."""
+        found: set[tuple[str, int]] = set()
+        committed = self.committed()
+        for digest, manifest in self.manifests.items():
+            staged = self.root / "staging" / digest
+            kept = {o.path for o in manifest.objects} if digest in committed else kept_records(staged).keys()
+            found |= {(o.key, at) for o in manifest.objects if o.path in kept for at in range(0, o.size, PART_BYTES)}
+            journaled = read_journal(staged / "journal")
+            if journaled is not None and journaled.digest == digest:
+                found |= {(manifest.objects[file].key, at) for file, at in journaled.sums}
+        return frozenset(found)
 
-    def fetched_bytes(self) -> int:
-        """Bytes asked for since the last call."""
-        ranges = self.bucket.proxy.ranges[self.asked :]
-        self.asked += len(ranges)
-        spans = [r.removeprefix("bytes=").split("-") for r in ranges]
-        return sum(int(last) - int(first) + 1 for first, last in spans)
+    def asked(self) -> dict[int, list[tuple[str, int]]]:
+        """The ranges that were asked for, by round; twice where a second copy was."""
+        found: dict[int, list[tuple[str, int]]] = {}
+        for request in self.bucket.proxy.requests:
+            if request.is_range:
+                key = unquote(request.path.partition("?")[0]).removeprefix(f"/{self.bucket.name}/")
+                at = int(request.headers["range"].removeprefix("bytes=").partition("-")[0])
+                found.setdefault(int(request.headers[ROUND]), []).append((key, at))
+        return found
 
     def check(self) -> None:
         """Every version that can be seen is whole, and nothing lies where nothing belongs."""
@@ -65,19 +80,47 @@ class World:
             bad = [r.path for r in version.files if tree.stat(r.path).st_ino in self.rotten]
             assert not why or any(why.startswith(f"{path!r} is damaged") for path in bad), why
 
-    def bad_parts(self) -> int:
-        """How many parts are damaged at most."""
+    def bad_parts(self) -> Parts:
+        """The parts that are damaged on disk, in every version: the file names are the contents' names."""
         here = {os.lstat(os.path.join(at, name)).st_ino for at, _, names in os.walk(self.root) for name in names}
-        self.rotten = [inode for inode in self.rotten if inode in here]
-        return len(self.rotten)
+        self.rotten = {inode: part for inode, part in self.rotten.items() if inode in here}
+        objects = [o for m in self.manifests.values() for o in m.objects]
+        return frozenset((o.key, at) for name, at in self.rotten.values() for o in objects if o.path == name)
 
     def rot_one(self, rng: random.Random) -> None:
         """Damage one byte of a committed file, so that only the scrub can find it."""
         files = [p for d in self.committed() for p in sorted((self.root / "store" / d / "files").iterdir())]
-        if files:
-            file = rng.choice(files)
-            rot(file, rng.randrange(file.stat().st_size))
-            self.rotten.append(file.stat().st_ino)
+        sound = [p for p in files if p.stat().st_ino not in self.rotten]
+        if sound:
+            file = rng.choice(sound)
+            at = rng.randrange(file.stat().st_size)
+            rot(file, at)
+            self.rotten[file.stat().st_ino] = file.name, at // PART_BYTES * PART_BYTES
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Round:
+    """What was on disk before and after one kill, and what of it was damaged."""
+
+    before: Parts
+    after: Parts
+    bad: Parts
+
+
+def check_rounds(rounds: Sequence[Round], asked: Mapping[int, Sequence[tuple[str, int]]]) -> str:
+    """Nothing that was here is asked for again, and what a kill costs is what was in flight, a range for each connection."""
+    lost = again = 0
+    ever: set[tuple[str, int]] = set()
+    for number, r in enumerate(rounds, start=1):
+        ranges = frozenset(asked.get(number, ()))
+        assert not (ranges & r.before) - r.bad, f"round {number} fetched what was here"
+        in_flight = ranges - r.after - r.bad
+        assert len(in_flight) <= CONNECTIONS, f"round {number} lost {sorted(in_flight)}"
+        again += len((ranges & ever) - r.bad)
+        lost += len(in_flight)
+        ever = (ever | in_flight) - r.after
+    assert again <= lost
+    return f"{lost} parts in flight at {len(rounds)} kills, {again} of them fetched again"
 
 
 async def listed(bucket: SourceBucket) -> tuple[list[Manifest], dict[str, object]]:
@@ -95,6 +138,7 @@ def test_killed_anywhere_nothing_is_false_and_little_comes_twice(bucket: SourceB
     root.mkdir()
     Store(root).open()
     world, rng = World(root, manifests, bucket), random.Random(4)
+    rounds: list[Round] = []
     commits, evictions, longest = 0, 0, 0.3
     told = [sys.executable, "-m", "tests.integration.models.killing", str(root)]
     with subprocess.Popen(
@@ -106,7 +150,7 @@ def test_killed_anywhere_nothing_is_false_and_little_comes_twice(bucket: SourceB
         for _ in range(KILLS):
             if rng.random() < 0.25:
                 world.rot_one(rng)
-            before, names, bad = world.done_bytes(), set(world.committed()), world.bad_parts()
+            before, names, bad = world.here(), set(world.committed()), world.bad_parts()
             unwanted = set(rng.sample(sorted(world.manifests), rng.choice((0, 0, 1, 2))))
             order = {
                 "want": sorted(world.manifests.keys() - unwanted),
@@ -116,16 +160,13 @@ def test_killed_anywhere_nothing_is_false_and_little_comes_twice(bucket: SourceB
             print(json.dumps(order), file=driver.stdin, flush=True)
             assert driver.stdout.readline() == "killed\n"
             world.check()
-            after, fetched = world.done_bytes(), world.fetched_bytes()
-            gained = sum(max(0, after[d] - before[d]) for d in after)
-            # In flight is a range for each connection, and of a late one a second copy.
-            assert fetched <= gained + (2 * CONNECTIONS + bad) * MIB
+            rounds.append(Round(before=before, after=world.here(), bad=bad))
             # On a busy machine a round needs longer to come to the steps that matter.
             longest = max(0.2, longest * 0.9) if names != set(world.committed()) else min(1.5, longest * 1.05)
             commits += len(set(world.committed()) - names)
             evictions += len(names & unwanted - set(world.committed()))
         driver.stdin.close()
-    print(f"{commits} commits, {evictions} evictions")
+    print(f"{commits} commits, {evictions} evictions; {check_rounds(rounds, world.asked())}")
     assert commits >= 5
     assert evictions >= 3
     found = Store(root).open()
