@@ -141,6 +141,7 @@ async def compose_agent(process: Process) -> None:
             ages=lambda: heartbeat.ages_seconds(clock.monotonic()),
             version=importlib.metadata.version("prewarm"),
             parts=models.parts,
+            care=models.care,
         ),
         process.registry,
     )

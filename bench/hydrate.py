@@ -22,7 +22,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from bench import contenders
+from bench import contenders, hydrate_extra
 from bench.contenders import Contender
 from bench.hydrate_report import Section, machine, write_document
 from bench.hydrate_source import Shape, Source, describe, upload
@@ -65,7 +65,17 @@ def main() -> int:
             options.until = time.monotonic() + 60 * (options.minutes or 1e6) / len(sections)
             print(f"section {number} of {len(sections)}: {name}", file=sys.stderr, flush=True)
             print(run(name, Path(scratch), options).text(), flush=True)
+    if not options.quick and not options.section:
+        hydrate_extra.measure_all()
+        write()
     return 0
+
+
+def write() -> None:
+    """Write docs/benchmarks.md from what was measured so far."""
+    write_document(
+        PROJECT / "docs" / "benchmarks.md", [RESULTS / f"{name}.json" for name in SECTIONS], hydrate_extra.DOCUMENT
+    )
 
 
 def run(name: str, scratch: Path, options: argparse.Namespace) -> Section:
@@ -94,7 +104,7 @@ def run(name: str, scratch: Path, options: argparse.Namespace) -> Section:
             section = Section(title=title, total_bytes=shape.total_bytes, machine=machine(), rows=rows)
             if not options.quick:  # after each round: a run that is cut short still counts
                 (RESULTS / f"{name}.json").write_text(json.dumps(section.to_json()))
-                write_document(PROJECT / "docs" / "benchmarks.md", [RESULTS / f"{name}.json" for name in SECTIONS])
+                write()
     shutil.rmtree(directory)
     return section
 

@@ -124,7 +124,11 @@ def machine() -> str:
     )
 
 
-def write_document(path: Path, results: Sequence[Path]) -> None:
-    """Write the document from the sections that were measured so far."""
+def write_document(path: Path, results: Sequence[Path], extra: Path) -> None:
+    """Write the document from the sections that were measured so far, and the text in `extra` where there is one."""
     sections = [Section.from_json(json.loads(file.read_text())) for file in results if file.exists()]
-    path.write_text("\n".join([HEAD, *(section.markdown() for section in sections)]))
+    path.write_text(
+        "\n".join(
+            [HEAD, *(section.markdown() for section in sections), *([extra.read_text()] if extra.exists() else [])]
+        )
+    )

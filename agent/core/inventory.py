@@ -170,6 +170,22 @@ class Residency:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StoreCare:
+    """What was done since the start so that committed versions stay whole.
+
+    `read_bytes` were read back and right, `bad_parts` were not; `broken` versions were withdrawn, for these or because
+    something was changed behind our back, and `mended` are whole again. `turn_age_seconds`: since everything was last read
+    back, None where that is not done yet.
+    """
+
+    read_bytes: int = 0
+    bad_parts: int = 0
+    broken: int = 0
+    mended: int = 0
+    turn_age_seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryView:
     """What the memory tier publishes.
 

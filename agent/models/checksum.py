@@ -14,7 +14,7 @@ import binascii
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from itertools import accumulate, pairwise
+from itertools import pairwise
 from typing import Any
 
 from agent.core.errors import Permanent
@@ -86,19 +86,14 @@ def algorithm_of(entry: ObjectEntry) -> str:
 
 
 def hash_of(entry: ObjectEntry) -> tuple[str, tuple[int, ...]]:
-    """Return the algorithm that proves a file by a hash in order, and the parts it is of; ("", ()) where none is needed.
+    """Return the algorithm that proves a file by a hash in order, and where its parts end; ("", ()) where none is needed.
 
     A SHA-256 listed beside an object counts instead of the source's own hash: one is enough, and it is no weaker.
     """
     if entry.sha256:
         return "sha256", ()
     algorithm = algorithm_of(entry)
-    return (algorithm, entry.part_sizes) if algorithm in HASHES else ("", ())
-
-
-def ends_of(part_sizes: Iterable[int]) -> tuple[int, ...]:
-    """Return where each uploaded part ends."""
-    return tuple(accumulate(part_sizes))
+    return (algorithm, entry.part_ends) if algorithm in HASHES else ("", ())
 
 
 def cuts(ends: tuple[int, ...], offset: int, length: int) -> list[int]:
@@ -121,7 +116,7 @@ def sum_range(entry: ObjectEntry, offset: int, view: memoryview) -> RangeSums:
     if algorithm in ("crc32c", "crc32"):
         crc = getattr(checksums, algorithm)
         if entry.checksum_type == COMPOSITE:
-            edges = [0, *cuts(ends_of(entry.part_sizes), offset, len(view))]
+            edges = [0, *cuts(entry.part_ends, offset, len(view))]
             pieces = [(end - start, crc(view[start:end])) for start, end in pairwise(edges)]
         else:
             other = crc(view)

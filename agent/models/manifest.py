@@ -9,8 +9,9 @@ import hashlib
 import json
 import unicodedata
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import accumulate
 from typing import Any
 
 from agent.core.errors import Invalid, Permanent, cut
@@ -59,6 +60,10 @@ class ObjectEntry:
     checksum_type: str = ""
     part_sizes: tuple[int, ...] = ()
     sha256: str = ""
+    part_ends: tuple[int, ...] = field(init=False, repr=False, compare=False)  # each range looks into it
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "part_ends", tuple(accumulate(self.part_sizes)))
 
 
 @dataclass(frozen=True, kw_only=True)  # no slots: its digest, of up to 10,000 objects, is made once and kept

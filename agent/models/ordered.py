@@ -12,18 +12,18 @@ import threading
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 
-from agent.models.checksum import cuts, ends_of, hash_of
+from agent.models.checksum import cuts, hash_of
 from agent.models.manifest import ObjectEntry
 
 HOLD_SECONDS = 1.0
 
 
 class OrderedHash:
-    """The hash of one file; with `part_sizes`, of each of the parts it was uploaded in. Shared by threads."""
+    """The hash of one file; with `part_ends`, of each of the parts it was uploaded in. Shared by threads."""
 
-    def __init__(self, algorithm: str, part_sizes: tuple[int, ...] = ()) -> None:
+    def __init__(self, algorithm: str, part_ends: tuple[int, ...] = ()) -> None:
         self._algorithm = algorithm
-        self._ends = ends_of(part_sizes)
+        self._ends = part_ends
         self._now, self._digests = _new(algorithm), b""
         self._parts = 0  # how many of the uploaded parts are hashed
         self._next = 0  # the offset that is to be hashed next

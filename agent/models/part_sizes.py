@@ -13,6 +13,7 @@ from typing import Any
 
 from agent.models.manifest import Listed
 
+MOST_PARTS = 10_000  # S3's limit (AWS, "Amazon S3 multipart upload limits")
 MOST_HEADS = 1000  # requests for one object
 _AT_ONCE = 8
 _BUSY = (429, 500, 502, 503, 504)  # not 501: what a server does not know it will not know later
@@ -28,7 +29,7 @@ class PartSizes:
 
     async def find(self, count: int) -> tuple[int, ...]:
         """Return the sizes of `count` parts, in order, which add up to the object; () where they cannot be had."""
-        for ask in (self._attributes, self._heads):
+        for ask in (self._attributes, self._heads) if count <= MOST_PARTS else ():
             sizes = await ask(count)
             if len(sizes) == count > 0 and min(sizes) > 0 and sum(sizes) == self._listed.size:
                 return sizes
@@ -38,14 +39,16 @@ class PartSizes:
         from botocore.exceptions import ClientError
 
         sizes: list[int] = []
+        last = 0  # parts need not be numbered without gaps
         try:
             while len(sizes) < count:
                 answer = await self._client.get_object_attributes(
-                    **self._asked, ObjectAttributes=["ObjectParts"], MaxParts=1000, PartNumberMarker=len(sizes)
+                    **self._asked, ObjectAttributes=["ObjectParts"], MaxParts=1000, PartNumberMarker=last
                 )
                 parts = answer.get("ObjectParts", {}).get("Parts", [])
-                if not parts:
+                if not parts or int(parts[-1]["PartNumber"]) <= last:
                     return ()
+                last = int(parts[-1]["PartNumber"])
                 sizes += [int(p["Size"]) for p in parts]
         except ClientError as error:
             if _is_busy(error):

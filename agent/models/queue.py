@@ -49,6 +49,7 @@ class Queue:
         self._hydration, self._failures, self._ended = hydration, failures, ended
         self._mending: set[Digest] = set()
         self._running: HydrateStep | None = None
+        self.mended = 0
         self.changed = Signal()
 
     @property
@@ -112,7 +113,9 @@ class Queue:
         """Return the plan's steps, then what is to be mended: it was ready, so it is not left to the next window."""
         steps = list(self._plan.get().hydrations)
         planned = {s.want.digest or self._board.resolved(s.want.uri) for s in steps}
-        self._mending = {d for d in self._mending if d not in self._shelf.versions and self._want_of(d) is not None}
+        whole = {d for d in self._mending if d in self._shelf.versions}
+        self.mended += len(whole)
+        self._mending = {d for d in self._mending - whole if self._want_of(d) is not None}
         for digest in sorted(self._mending - planned):
             want = self._want_of(digest)
             if want is not None:

@@ -51,7 +51,8 @@ class Scrub:
     ) -> None:
         self._shelf, self._clock, self._rate, self._busy, self._condemn = shelf, clock, rate, busy, condemn
         self._rng = rng
-        self.read_bytes = 0
+        self.read_bytes = self.bad_parts = 0
+        self.turned_at: float | None = None  # monotonic: when everything was last read back
 
     async def run(self) -> None:
         """Scrub until cancelled; return where the file system has no direct reads."""
@@ -60,6 +61,7 @@ class Scrub:
             while True:
                 started = self._clock.monotonic()
                 await self._turn()
+                self.turned_at = self._clock.monotonic()
                 spent = self._clock.monotonic() - started
                 await self._clock.sleep(max(_LEAST_SECONDS, TURN_SECONDS - spent))
         except _NoDirectReads:
@@ -85,6 +87,7 @@ class Scrub:
                 return  # removed or changed meanwhile: the quick proof's business
             if not await self._is_good(files, record.path, part, buffer):
                 end = part.offset + part.length
+                self.bad_parts += 1
                 await self._condemn(record.inode, f"is damaged between byte {part.offset} and byte {end}")
                 return
 

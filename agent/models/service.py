@@ -18,7 +18,7 @@ from agent.config import Settings, SourceRule, source_allowed
 from agent.core.clock import Clock
 from agent.core.errors import Permanent, PrewarmError, Transient
 from agent.core.heartbeat import Heartbeat
-from agent.core.inventory import ModelsView
+from agent.core.inventory import ModelsView, StoreCare
 from agent.core.latest import Latest, Signal
 from agent.core.refs import Digest, EndpointKey
 from agent.models.board import Board
@@ -102,6 +102,7 @@ class ModelService:
             shelf=self._shelf, clock=clock, rate=settings.scrub, busy=self._is_busy, condemn=self._condemn, rng=rng
         )
         self._tidy = Signal()
+        self._broken = 0
         heartbeat.expect(self.name)
 
     def view_path(self, endpoint: EndpointKey, digest: Digest) -> Path:
@@ -115,6 +116,17 @@ class ModelService:
     def parts(self) -> Mapping[str, int]:
         """Return how many ranges came so far, by outcome: ok, retried, hedged, corrupt."""
         return self._engine.tally.parts
+
+    def care(self) -> StoreCare:
+        """Return what was done so far so that committed versions stay whole."""
+        at = self._scrub.turned_at
+        return StoreCare(
+            read_bytes=self._scrub.read_bytes,
+            bad_parts=self._scrub.bad_parts,
+            broken=self._broken,
+            mended=self._queue.mended,
+            turn_age_seconds=None if at is None else self._clock.monotonic() - at,
+        )
 
     async def add(self, pod_uid: str, digests: Sequence[Digest]) -> None:
         """Note durably that a pod uses these versions.
@@ -210,6 +222,7 @@ class ModelService:
     def _withdraw(self, digest: Digest, why: str) -> bool:
         """Withdraw the claim to a broken version; says whether to mend it: whether anybody here wants it."""
         log.warning("a committed version is broken", digest=digest, reason=why)
+        self._broken += 1
         self._board.gone(digest, f"broken: {why}")
         return self._queue.mend(digest)
 

@@ -133,12 +133,12 @@ class Transfer:
     def hash_of(self, file: int) -> OrderedHash | None:
         """Return the hash that proves a file; None where CRCs do."""
         entry = self.manifest.objects[file]
-        algorithm, part_sizes = hash_of(entry)
+        algorithm, part_ends = hash_of(entry)
         if not algorithm:
             return None
         with self.lock:
             if file not in self._hashes:
-                self._hashes[file] = OrderedHash(algorithm, part_sizes)
+                self._hashes[file] = OrderedHash(algorithm, part_ends)
             return self._hashes[file]
 
     def finished(self, part: Part, sums: RangeSums) -> list[RangeSums] | None:

@@ -111,6 +111,12 @@ GPU_REASON = _gauge(
 STORE_USED = _gauge("prewarm_store_used_bytes", "Bytes in the model store")
 STORE_FREE = _gauge("prewarm_store_free_bytes", "Bytes free on its file system")
 STORE_CAPACITY = _gauge("prewarm_store_capacity_bytes", "Size of its file system in bytes")
+SCRUBBED = _counter("prewarm_scrub_bytes_total", "Bytes of models read back from disk and found right")
+BAD_PARTS = _counter("prewarm_scrub_bad_parts_total", "Parts of models found damaged on disk")
+REPAIRS = _counter(
+    "prewarm_model_repairs_total", "Model versions found broken on disk, and whole again: broken, mended", "outcome"
+)
+SCRUB_AGE = _gauge("prewarm_scrub_age_seconds", "Since all models were last read back; absent before the first turn")
 MEMORY_HELD = _gauge("prewarm_memory_held_bytes", "Memory charged to the memory tier's cgroup")
 MEMORY_BUDGET = _gauge("prewarm_memory_budget_bytes", "Memory that weights may be kept in now")
 HEARTBEAT_AGE = _gauge("prewarm_heartbeat_age_seconds", "Since a prover last completed a cycle", "prover")
@@ -128,7 +134,7 @@ UNPUBLISHED = _gauge("prewarm_planner_unwritten_nodes", "Nodes whose NodeWarmup 
 FED = (COLD_START_TOTAL, IMAGE_PULL, MODEL_LOAD, PULL_TRANSFER, PULLED_BYTES, IMAGES_LOST, HYDRATION, HYDRATED_BYTES, XIDS, GPU_TESTS,
        API_WRITES, CLAIMS, WITHDRAWALS, MEMORY_RELEASES, WINDOW_LATENESS, WINDOWS_MISSED)  # fmt: skip
 READ = (ENDPOINT_READY, MODEL_BYTES, COMMITTED_BYTES, RESIDENT_BYTES, IMAGES, PINNED, MODELS, GPU_VERDICT, GPUS, GPU_STATE, GPU_REASON,
-        STORE_USED, STORE_FREE, STORE_CAPACITY, MEMORY_HELD, MEMORY_BUDGET, HEARTBEAT_AGE, BUILD, HYDRATION_RATE,
+        STORE_USED, STORE_FREE, STORE_CAPACITY, SCRUBBED, BAD_PARTS, REPAIRS, SCRUB_AGE, MEMORY_HELD, MEMORY_BUDGET, HEARTBEAT_AGE, BUILD, HYDRATION_RATE,
         HYDRATION_QUEUE, HYDRATION_ETA, PARTS)  # fmt: skip
 PLANNER = (LEADING, HELD, BRAKED, WITHDRAWN, PUBLISHED, UNPUBLISHED)
 CATALOGUE: tuple[Metric, ...] = FED + READ + PLANNER

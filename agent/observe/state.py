@@ -12,7 +12,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from agent.core.assignment import Assignment, EndpointWant
-from agent.core.inventory import GpuReport, GpuVerdict, ImageLevel, Inventory, ModelLevel
+from agent.core.inventory import GpuReport, GpuVerdict, ImageLevel, Inventory, ModelLevel, StoreCare
 from agent.core.names import READY, endpoint_label
 from agent.observe import catalogue
 from agent.observe.catalogue import Kind, Metric
@@ -26,7 +26,7 @@ class NodeState:
     """Where the gauges come from; each callable is cheap and is called at every scrape.
 
     `labels` are the node labels that readiness allows now; `ages` the heartbeat ages in seconds by prover; `parts` the ranges
-    of models asked for so far, by outcome.
+    of models asked for so far, by outcome; `care` what was done for those that are here.
     """
 
     assignment: Callable[[], Assignment | None]
@@ -35,6 +35,7 @@ class NodeState:
     ages: Callable[[], Mapping[str, float]]
     version: str
     parts: Callable[[], Mapping[str, int]] = dict
+    care: Callable[[], StoreCare] = StoreCare
 
 
 class StateCollector(Collector):
@@ -57,8 +58,16 @@ class StateCollector(Collector):
         yield from _node(inventory)
         yield from _hydration(endpoints, inventory)
         yield _family(catalogue.PARTS, {(outcome,): count for outcome, count in self._state.parts().items()})
+        yield from _care(self._state.care())
         yield _family(catalogue.HEARTBEAT_AGE, ages)
         yield _family(catalogue.BUILD, {(self._state.version,): 1})
+
+
+def _care(care: StoreCare) -> Iterable[GaugeMetricFamily | CounterMetricFamily]:
+    yield _family(catalogue.SCRUBBED, {(): care.read_bytes})
+    yield _family(catalogue.BAD_PARTS, {(): care.bad_parts})
+    yield _family(catalogue.REPAIRS, {("broken",): care.broken, ("mended",): care.mended})
+    yield _family(catalogue.SCRUB_AGE, {} if care.turn_age_seconds is None else {(): care.turn_age_seconds})
 
 
 def _endpoints(

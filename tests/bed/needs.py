@@ -102,7 +102,7 @@ NEEDS = {
         newer=(("trixie", "containerd"), ("sid", "containerd")),
     ),
     "s3": Need(programs=("versitygw",), root=False),
-    "bench": Need(packages=("awscli", "curl", "gcc", "libc6-dev"), programs=("s5cmd", "versitygw")),
+    "bench": Need(packages=("awscli", "curl", "fuse3", "gcc", "libc6-dev"), programs=("s5cmd", "versitygw")),
     "gpu": Need(packages=("gcc", "libc6-dev")),
     "lazy": Need(
         packages=_CLUSTER.packages, programs=(*_CLUSTER.programs, "containerd-stargz-grpc"), newer=_CLUSTER.newer

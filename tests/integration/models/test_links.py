@@ -117,6 +117,10 @@ async def test_a_part_gone_bad_on_disk_is_withdrawn_in_every_version_and_fetched
         rot(shared, 9 * MIB)
         await r.until(lambda v: not committed(v, old) and not committed(v, new))
         await r.until(lambda v: committed(v, old, new))
+        await r.until_disk(lambda: r.service.care().mended == 2 and r.service.care().turn_age_seconds is not None)
+        care = r.service.care()
+        assert (care.bad_parts, care.broken) == (1, 2)
+        assert care.read_bytes > 20 * MIB
     assert bucket.proxy.ranges[before:] == [f"bytes={8 * MIB}-{16 * MIB - 1}"]
     for digest in (old, new):
         assert is_whole(tmp_path, digest)

@@ -28,6 +28,7 @@ from agent.core.inventory import (
     Inventory,
     ModelLevel,
     ModelState,
+    StoreCare,
 )
 from agent.core.refs import Digest, EndpointKey, parse_image_ref, parse_model_uri
 from agent.observe.answers import counts_an_answer
@@ -190,6 +191,7 @@ def test_gauges_are_read_from_the_cells() -> None:
         labels=lambda: {"endpoint.prewarm.dev/shop.chat": "ready"},
         ages=lambda: {"gpu": float("inf")},
         version="1.2",
+        care=lambda: StoreCare(read_bytes=9, bad_parts=1, broken=2, mended=1, turn_age_seconds=60),
     )
     StateCollector(state, registry)
     read, at = registry.get_sample_value, {"namespace": "shop", "endpoint": "chat"}
@@ -204,6 +206,9 @@ def test_gauges_are_read_from_the_cells() -> None:
     assert (read("prewarm_images", {"level": "unpacked"}), read("prewarm_images", {"level": "absent"})) == (1, 0)
     assert read("prewarm_models", {"level": "committed"}) == 1
     assert read("prewarm_heartbeat_age_seconds", {"prover": "gpu"}) == float("inf")
+    assert (read("prewarm_scrub_bytes_total"), read("prewarm_scrub_bad_parts_total")) == (9, 1)
+    assert [read("prewarm_model_repairs_total", {"outcome": o}) for o in ("broken", "mended")] == [2, 1]
+    assert read("prewarm_scrub_age_seconds") == 60
     assert read("prewarm_build_info", {"version": "1.2"}) == 1
 
 
