@@ -56,7 +56,7 @@ def stated_checksum(head: Mapping[str, Any], etag: str) -> tuple[str, str]:
     """
     kind = head.get("ChecksumType")
     composite = ("", "")
-    for algorithm, name in STATED:
+    for algorithm, name in STATED if kind in (None, FULL_OBJECT, COMPOSITE) else ():
         value = head.get(name)
         if not value:
             continue

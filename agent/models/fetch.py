@@ -72,8 +72,7 @@ async def fetch(
                 manifest = await resolve(uri, source)
                 try:
                     return await _bring(manifest, source, directory, mover, told or (lambda _progress: None))
-                except SourceChanged:
-                    await in_thread(remove_tree, directory / HIDDEN / manifest.digest)
+                except SourceChanged:  # listed again: what has changed is thrown away then, else it is resumed
                     if attempt == _FRESH_STARTS - 1:
                         raise
     finally:

@@ -10,7 +10,7 @@ import structlog
 
 from agent.config import SourceRule, source_allowed, source_refusal
 from agent.core.clock import Clock
-from agent.core.errors import Invalid, Transient
+from agent.core.errors import Invalid, PrewarmError, Transient
 from agent.core.inventory import ModelLevel
 from agent.core.refs import Digest, ModelUri
 from agent.models.board import Board
@@ -65,17 +65,34 @@ class Hydration:
             try:
                 await self._bring(manifest, source, step)
             except SourceChanged:
+                if await self._is_as_it_was(manifest, source):
+                    self._interrupted(digest)
+                    raise
                 await self._shelf.discard(digest)
                 self._board.gone(digest, "the source changed while it was downloaded")
                 if step.want.digest is None:
                     self._board.resolve(uri, None)
                 raise
             except BaseException:
-                self._shelf.store.release(digest)
-                level = self._board.state(digest).level
-                reason = "a download that was interrupted can be resumed" if level is ModelLevel.PARTIAL else ""
-                self._board.update(digest, busy=False, rate_bytes_per_second=0.0, reason=reason)
+                self._interrupted(digest)
                 raise
+
+    def _interrupted(self, digest: Digest) -> None:
+        self._shelf.store.release(digest)
+        level = self._board.state(digest).level
+        reason = "a download that was interrupted can be resumed" if level is ModelLevel.PARTIAL else ""
+        self._board.update(digest, busy=False, rate_bytes_per_second=0.0, reason=reason)
+
+    @staticmethod
+    async def _is_as_it_was(manifest: Manifest, source: S3Source) -> bool:
+        """Ask again, before hours of work are thrown away for one answer that may have been a gateway's; True if it is away."""
+        try:
+            async with asyncio.timeout(RESOLVE_SECONDS):
+                return (await resolve(manifest.uri, source)).digest == manifest.digest
+        except (Transient, TimeoutError):
+            return True
+        except PrewarmError:
+            return False
 
     def _refuse_forbidden(self, step: HydrateStep) -> None:
         uri = step.want.uri
@@ -102,6 +119,7 @@ class Hydration:
         digest, total = manifest.digest, manifest.size_bytes
         self._board.update(digest, total_bytes=total, busy=True, error="", retry_at=None, reason=step.reason)
         staged = await self._shelf.admit(manifest, self._high_watermark)
+        self._board.update(digest, level=ModelLevel.PARTIAL)  # from here on it takes room
         started = self._clock.monotonic()
         telling = asyncio.create_task(self._tell(digest), name="hydration progress")
         try:

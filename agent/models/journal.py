@@ -16,6 +16,7 @@ from pathlib import Path
 
 from agent.core.refs import Digest
 from agent.models.checksum import RangeSums
+from agent.models.disk import disk_error
 from agent.models.ranges import ALIGN, Part
 
 FORMAT = 1
@@ -37,16 +38,24 @@ class Journaled:
 
 
 class Journal:
-    """An open journal; `append` may be called from any thread."""
+    """An open journal; `append` may be called from any thread.
+
+    Raises:
+        Permanent, Transient: an error of the disk, as ours.
+    """
 
     def __init__(self, path: Path, digest: Digest, part_bytes: int, *, fresh: bool) -> None:
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW | (os.O_TRUNC if fresh else 0)
         self._fd = os.open(path, flags, 0o600)
         self._lock = threading.Lock()
-        if fresh:
-            self._write(json.dumps({"format": FORMAT, "digest": digest, "part_bytes": part_bytes}))
-        else:
-            self._write("resumed")  # ends a line that a crash left torn
+        try:
+            if fresh:
+                self._write(json.dumps({"format": FORMAT, "digest": digest, "part_bytes": part_bytes}))
+            else:
+                self._write("resumed")  # ends a line that a crash left torn
+        except BaseException:
+            self.close()
+            raise
 
     def append(self, part: Part, sums: RangeSums) -> None:
         """Note that a range is on disk."""
@@ -55,7 +64,10 @@ class Journal:
     def _write(self, text: str) -> None:
         line = f"{text} {zlib.crc32(text.encode()):08x}\n".encode()
         with self._lock:
-            os.write(self._fd, (b"\n" if text == "resumed" else b"") + line)
+            try:
+                os.write(self._fd, (b"\n" if text == "resumed" else b"") + line)
+            except OSError as error:
+                raise disk_error(error, "cannot note what is on disk") from error
 
     def close(self) -> None:
         """Close the file."""

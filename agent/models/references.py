@@ -30,10 +30,13 @@ class References:
         Raises:
             Invalid: the uid is none.
         """
-        known = self._read(self._file(pod_uid))
+        file = self._file(pod_uid)
+        known = self._read(file)
         wanted = known | frozenset(digests)
-        if wanted != known:
-            write_durably(self._file(pod_uid), json.dumps({"digests": sorted(wanted)}).encode())
+        if wanted != known and (
+            known or not file.exists()
+        ):  # one that cannot be read counts for every version as it is
+            write_durably(file, json.dumps({"digests": sorted(wanted)}).encode())
         self._missed.pop(pod_uid, None)
 
     def drop(self, pod_uid: str) -> None:

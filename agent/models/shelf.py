@@ -235,10 +235,12 @@ class Shelf:
         async with self._lock:
             if await in_thread(self._held_by, digest) or not still():
                 return False
-            version = self.versions.pop(digest, None)
-            removed = await in_thread(self.store.remove_unpinned, digest, lambda: self.views.drop_version(digest))
-            if not removed and version is not None:
-                self.versions[digest] = version  # pinned in this moment
+            version, removed = self.versions.pop(digest, None), False
+            try:
+                removed = await in_thread(self.store.remove_unpinned, digest, lambda: self.views.drop_version(digest))
+            finally:
+                if not removed and version is not None:
+                    self.versions[digest] = version  # pinned in this moment, or the disk refused: the next proof tells
             return removed
 
     async def _disk(self, work: Callable[..., T], *args: object) -> T:

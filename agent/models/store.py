@@ -18,7 +18,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from agent.core.errors import Invalid, Permanent
+import structlog
+
+from agent.core.errors import Invalid, Permanent, cut
 from agent.core.refs import Digest, is_digest, parse_digest
 from agent.models.capacity import NoRoom, space_of
 from agent.models.kept import (
@@ -42,6 +44,7 @@ from agent.models.usage import allocated_bytes
 from agent.models.verify import verify_version
 from agent.models.version import FileRecord, Version, broken_file, load_version, record_version, why_broken
 
+log = structlog.get_logger(__name__)
 _COMMITTED = ("files", "manifest.json")
 _PARTS = ("store", "staging", "trash", "refs", "views", "pins")
 
@@ -358,9 +361,12 @@ class Store:
             fsync_directory(path.parent)
 
     def empty_trash(self) -> None:
-        """Unlink everything in trash."""
+        """Unlink everything in trash; what cannot be unlinked stays until the next time, and is in nobody's way."""
         for each in (self.root / "trash").iterdir():
-            remove_tree(each)
+            try:
+                remove_tree(each)
+            except OSError as error:
+                log.warning("cannot empty the trash", path=str(each), error=cut(os.strerror(error.errno or 0), 60))
 
 
 def _leave_only(directory: Path, names: Collection[str]) -> None:

@@ -116,3 +116,11 @@ def test_parts_cover_every_byte_once(sizes: list[int], pages: int) -> None:
         assert [p.offset for p in mine] == list(range(0, size, pages * ALIGN))
         assert sum(p.length for p in mine) == size
         assert all(p.length == pages * ALIGN for p in mine[:-1])
+
+
+def test_a_key_that_was_not_asked_for_is_refused_by_name() -> None:
+    """Its bytes would come from where the namespace may not read."""
+    with pytest.raises(Permanent, match="key 'x/secret' was listed under s3://bucket/m/, where it does not lie"):
+        choose(URI, [listed("m/a"), listed("x/secret")])
+    with pytest.raises(Permanent, match="would be the same file"):
+        choose(URI, [listed("m/a"), listed("m/a")])

@@ -40,6 +40,7 @@ PARTS = '"d41d8cd98f00b204e9800998ecf8427e-3"'
         ({"ServerSideEncryption": "AES256"}, MD5, ("md5:d41d8cd98f00b204e9800998ecf8427e", "ETAG")),
         ({"ServerSideEncryption": "aws:kms"}, MD5, ("", "")),
         ({"SSECustomerAlgorithm": "AES256"}, MD5, ("", "")),
+        ({"ChecksumCRC64NVME": "AA==", "ChecksumType": "NEW_KIND"}, PARTS, ("", "")),
         ({}, PARTS, ("", "")),
         ({}, '"opaque"', ("", "")),
     ],

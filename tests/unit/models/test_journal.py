@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from agent.core.errors import Permanent
 from agent.core.refs import Digest
 from agent.models.checksum import RangeSums
 from agent.models.journal import Journal, read_journal
@@ -60,3 +61,8 @@ def test_an_altered_line_is_not_believed(tmp_path: Path) -> None:
     found = read_journal(path)
     assert found is not None
     assert found.sums == {}
+
+
+def test_a_full_disk_is_told_in_one_sentence() -> None:
+    with pytest.raises(Permanent, match="cannot note what is on disk: no space left"):
+        Journal(Path("/dev/full"), DIGEST, 4096, fresh=True)

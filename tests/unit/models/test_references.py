@@ -39,3 +39,9 @@ def test_a_uid_that_is_none_is_refused(tmp_path: Path, uid: str) -> None:
     with pytest.raises(Invalid, match="is not the uid of a pod"):
         References(tmp_path).add(uid, [ONE])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_reference_that_cannot_be_read_goes_on_keeping_what_it_kept(tmp_path: Path) -> None:
+    (tmp_path / "pod-1.json").write_text("{torn")
+    References(tmp_path).add("pod-1", [ONE])
+    assert References(tmp_path).users(TWO) == ["pod-1"]
