@@ -94,6 +94,8 @@ def choose(uri: ModelUri, listed: Iterable[Listed]) -> tuple[tuple[Listed, str],
     """
     found = []
     for one in sorted(listed, key=lambda o: o.key):
+        if not one.etag.isascii() or not one.etag.isprintable():
+            raise Permanent(f"{_name(one.key)} has an ETag that no request could name: {cut(ascii(one.etag), 60)}")
         if not one.key.startswith(uri.key):
             raise Permanent(f"{_name(one.key)} was listed under {cut(uri, 200)}, where it does not lie")
         relative = one.key[len(uri.key) :] if uri.is_prefix else one.key.rpartition("/")[2]

@@ -28,10 +28,14 @@ from agent.models.signing import Signer
 from agent.models.tls import load_tls
 
 HEADS_AT_ONCE = 16
+MOST_PAGES = 1000  # of a listing: S3's own have 1000 keys each, but for the last one
+CLOCK_DIFFERS = "this machine's clock differs too much from S3's (RequestTimeTooSkewed): set it right"
 _DENIED = {"403", "AccessDenied", "AllAccessDisabled", "InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken"}
 _EXPIRED = {"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "RequestExpired"}
+# What botocore says of an outage, or of a body that was cut or altered on its way.
+_PASSING = {"CredentialRetrievalError", "MetadataRetrievalError", "IncompleteReadError", "FlexibleChecksumError"}
 _ABSENT = {"404", "NoSuchKey", "NoSuchVersion", "NoSuchBucket", "MethodNotAllowed", "405"}
-_BUSY = {"SlowDown", "RequestTimeout", "RequestTimeTooSkewed", "Throttling", "InternalError", "OperationAborted"}
+_BUSY = {"SlowDown", "RequestTimeout", "Throttling", "InternalError", "OperationAborted"}
 
 
 class S3Source:
@@ -43,6 +47,7 @@ class S3Source:
         self._frozen = frozen  # replaced as a whole: threads may read it at any time
         self._signer: tuple[Any, str, Signer] | None = None  # of which credentials and region; replaced as a whole
         self._tls: Tls | None = None
+        self._regions: dict[str, str] = {}  # of buckets, as requests to them were signed last
 
     async def list_objects(self, uri: ModelUri) -> list[Listed]:
         """Return every object under the URI's prefix, or the one object it names.
@@ -54,6 +59,7 @@ class S3Source:
         if not uri.is_prefix:
             return [await self._named(uri)]
         found: list[Listed] = []
+        pages = 0
         with _told(f"list {cut(uri, 200)}"):
             async for page in self._client.get_paginator("list_objects_v2").paginate(
                 Bucket=uri.bucket, Prefix=uri.key, PaginationConfig={"PageSize": 1000}
@@ -61,6 +67,9 @@ class S3Source:
                 found += [
                     Listed(key=o["Key"], size=o["Size"], etag=_quoted(o["ETag"])) for o in page.get("Contents", ())
                 ]
+                pages += 1
+                if pages > MOST_PAGES:
+                    raise Permanent(f"cannot list {cut(uri, 200)}: after {MOST_PAGES} pages S3 still has more")
                 if len(found) > MAX_OBJECTS:
                     raise Permanent(f"{cut(uri, 200)} has more than {MAX_OBJECTS} objects: name a longer prefix")
         return found
@@ -124,8 +133,18 @@ class S3Source:
                 raise Transient(f"cannot read s3://{bucket}: an answer of S3 names no size or ETag")
             return answer
 
+    def note_region(self, request: Any, **_: object) -> None:
+        """Note in which region a request's bucket is taken to be; after a redirect it is the right one. An event's handler."""
+        bucket = request.context.get("s3_redirect", {}).get("bucket")
+        region = request.context.get("signing", {}).get("region")
+        if isinstance(bucket, str) and isinstance(region, str):
+            self._regions[bucket] = region
+
     async def bucket(self, name: str) -> Bucket:
-        """Return where bodies of this bucket are read: a redirect to its region was learned by the listing before."""
+        """Return where bodies of this bucket are read: in its own region, whatever the environment says."""
+        if name not in self._regions and _is_aws(self._client):
+            with contextlib.suppress(PrewarmError), _told(f"find s3://{name}"):
+                await self._client.head_bucket(Bucket=name)  # a refusal, too, tells the region
         with _told(f"find s3://{name}"):
             url = await self._client.generate_presigned_url("get_object", Params={"Bucket": name, "Key": "k"})
         parts = urlsplit(url)
@@ -135,7 +154,7 @@ class S3Source:
             host=parts.hostname or "",
             port=parts.port or {"http": 80, "https": 443}[parts.scheme],
             base_path=parts.path[:-1],
-            region=scope[2],
+            region=self._regions.get(name, scope[2]),
             proxy=proxy_for(parts.scheme, parts.netloc),
         )
 
@@ -212,10 +231,16 @@ async def open_source() -> AsyncIterator[S3Source]:
     async with contextlib.AsyncExitStack() as stack:
         client = await _client(session, stack, {})
         style = (client.meta.config.s3 or {}).get("addressing_style")
-        if not style and ".amazonaws.com" not in client.meta.endpoint_url:
+        if not style and not _is_aws(client):
             # Servers other than AWS seldom have a DNS name for each bucket.
             client = await _client(session, stack, {"addressing_style": "path"})
-        yield S3Source(session, client, frozen)
+        source = S3Source(session, client, frozen)
+        client.meta.events.register("request-created.s3", source.note_region)
+        yield source
+
+
+def _is_aws(client: Any) -> bool:
+    return ".amazonaws.com" in client.meta.endpoint_url
 
 
 async def _client(session: Any, stack: contextlib.AsyncExitStack, s3: Mapping[str, str]) -> Any:
@@ -278,7 +303,7 @@ def _told(doing: str) -> Any:
     except (EndpointAway, HTTPClientError, TimeoutError, OSError) as error:
         raise Transient(f"cannot {doing}: S3 does not answer ({cut(type(error).__name__, 60)})") from error
     except BotoCoreError as error:
-        away = type(error).__name__ in ("CredentialRetrievalError", "MetadataRetrievalError")
+        away = type(error).__name__ in _PASSING
         kind = Transient if away else Permanent
         raise kind(f"cannot {doing}: {cut(type(error).__name__, 60)}") from error
     except PrewarmError:
@@ -295,6 +320,8 @@ def _client_error(doing: str, response: Mapping[str, Any]) -> PrewarmError:
     code = str(response.get("Error", {}).get("Code", ""))
     status = response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
     shown = cut(code, 60)
+    if code == "RequestTimeTooSkewed":
+        return Transient(f"cannot {doing}: {CLOCK_DIFFERS}")
     if code in _EXPIRED:
         return Transient(f"cannot {doing}: the AWS credentials have expired")
     if code in _BUSY or status >= 500 or status == 429:

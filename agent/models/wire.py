@@ -13,10 +13,13 @@ from agent.core.errors import Permanent, Transient, cut
 from agent.models.bucket import Bucket
 from agent.models.channel import Channel, PlainChannel, Tls
 from agent.models.dial import DEMANDS_CREDENTIALS, connect
+from agent.models.source import CLOCK_DIFFERS
 
 SLICE_BYTES = 1 << 20  # between two slices a worker looks whether it should stop
 HEAD_BYTES = 16 << 10
 REFUSAL_BYTES = 4096  # of the body of a refusal: what names its cause is in the first few hundred
+MOST_PIECES = 16  # in which a head, or a refusal, may come: each may take as long as a silence is borne
+LEAST_BYTES = 64 << 10  # of a slice that is not whole after a silence's patience: fewer are as good as none
 _STATUS = re.compile(r"HTTP/1\.([01]) ([1-9][0-9]{2})(?: |$)")
 _CODE = re.compile(rb"<Code>([A-Za-z0-9.]{1,64})</Code>")
 _EXPIRED = {"ExpiredToken", "TokenRefreshRequired", "RequestExpired", "InvalidToken"}
@@ -154,9 +157,12 @@ class _ClosedOnFailure:
 
 def _answer(channel: Channel, room: memoryview) -> Answer:
     """Receive until the end of the head, and a piece of the body with it."""
-    have, end = 0, -1
+    have, end, pieces = 0, -1, 0
     while end < 0:
-        got = channel.receive(room[have:]) if have < len(room) else 0
+        pieces += 1
+        got = channel.receive(room[have:]) if have < len(room) and pieces <= MOST_PIECES else 0
+        if not got and pieces > MOST_PIECES:
+            raise RangeFailed("the answer's head comes too slowly")
         if not got:
             raise RangeFailed(
                 "the answer ended within its head" if have < len(room) else "the answer's head is too long"
@@ -189,6 +195,8 @@ def _body(channel: Channel, rest: memoryview, into: memoryview, before_slice: Ca
             if not got:
                 raise RangeFailed(f"the body ended after {received} of {len(into)} bytes")
             received += got
+            if received < end and got < LEAST_BYTES:
+                raise RangeFailed(f"the body comes too slowly, after {received} of {len(into)} bytes")
         done = end
 
 
@@ -199,6 +207,8 @@ def _is_range(answer: Answer) -> bool:
 
 def _check(answer: Answer, offset: int, length: int, total: int, etag: str) -> None:
     headers, expected = answer.headers, f"bytes {offset}-{offset + length - 1}/{total}"
+    if headers.get("transfer-encoding", "identity") != "identity":  # then Content-Length does not count (RFC 9112, 6.3)
+        raise RangeFailed("the answer comes in chunks, whose length nobody states")
     if (found := headers.get("content-range", "")) != expected:
         raise RangeFailed(f"asked for {expected}, was answered {cut(found, 80)!r}")
     if (offered := headers.get("content-length", "")) != str(length):
@@ -208,8 +218,14 @@ def _check(answer: Answer, offset: int, length: int, total: int, etag: str) -> N
 
 
 def _refusal(channel: Channel, answer: Answer, room: memoryview) -> Exception:
+    if answer.status < 200:
+        return RangeFailed(f"S3 gave an answer that is none ({answer.status}), which nobody asked for")
     found = _CODE.search(_said(channel, answer, room))
     code, status = found[1].decode() if found else "", answer.status
+    if code == "RequestTimeTooSkewed":
+        return RangeFailed(CLOCK_DIFFERS)
+    if 300 <= status < 400:  # the listing learns of another region, the next time
+        return RangeFailed(f"S3 sends us elsewhere ({status} {code})".rstrip())
     if status in (404, 412, 416):
         return SourceChanged(f"the object was replaced or removed while it was read ({status})")
     if status == 403 or code in _EXPIRED:
@@ -228,7 +244,9 @@ def _said(channel: Channel, answer: Answer, room: memoryview) -> bytes:
         return said  # a whole object is coming
     announced = answer.headers.get("content-length", "")
     length = min(int(announced), REFUSAL_BYTES) if announced.isdecimal() else REFUSAL_BYTES
-    while len(said) < length and b"</Error>" not in said and not said.endswith(b"0\r\n\r\n"):
+    for _ in range(MOST_PIECES):
+        if len(said) >= length or b"</Error>" in said or said.endswith(b"0\r\n\r\n"):
+            break
         got = channel.receive(room)
         if not got:
             break

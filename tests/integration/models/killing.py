@@ -53,8 +53,10 @@ class KnownSource(S3Source):
         self._manifests, self._bucket = manifests, bucket
         self.round = 0
 
-    def sign(self, bucket: Bucket, path: str, headers: Mapping[str, str]) -> dict[str, str]:
-        return super().sign(bucket, path, headers) | {ROUND: str(self.round)}  # S3 passes over what is not signed
+    def sign(self, bucket: Bucket, path: str, headers: Mapping[str, str], **how: Any) -> dict[str, str]:
+        return super().sign(bucket, path, headers, **how) | {
+            ROUND: str(self.round)
+        }  # S3 passes over what is not signed
 
     async def list_objects(self, uri: ModelUri) -> list[Listed]:
         return [Listed(key=o.key, size=o.size, etag=o.etag) for o in self._manifests[str(uri)].objects]

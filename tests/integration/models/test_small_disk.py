@@ -168,6 +168,29 @@ async def test_two_models_race_for_the_last_bytes_and_one_is_refused_with_number
         assert n.is_here(digest_of(one))
 
 
+async def test_of_two_waiting_pods_the_one_whose_download_was_interrupted_does_not_block_the_other_for_ever(
+    bucket: SourceBucket, disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is staged fills the disk; the pod that is now first in line cannot have its room, and yet both get theirs in turn."""
+    monkeypatch.setattr(eviction, "WAIT_SECONDS", 0.1)
+    one, two = await endpoint(bucket, "one", 36 * MIB), await endpoint(bucket, "two", 36 * MIB)
+    slow = Rule("slow", times=99, arg=2e6)
+    bucket.proxy.rules.append(slow)
+    async with node(disk / "root") as n:
+        n.assign(one, waiting=("one",))
+        async with asyncio.timeout(20):
+            async for view in n.models.follow():
+                if any(s.done_bytes > MIB for s in view.states.values()):
+                    break
+    bucket.proxy.rules.clear()
+    async with node(disk / "root") as n:
+        n.assign(two, one, waiting=("two", "one"))
+        await n.until_here(digest_of(one))
+        assert "MB are lacking" in await n.until_refused(digest_of(two))
+        n.assign(two, waiting=("two",))  # the first pod is gone again
+        await n.until_here(digest_of(two))
+
+
 async def test_the_last_pod_gone_its_version_makes_room_for_the_one_that_waits(
     bucket: SourceBucket, disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
