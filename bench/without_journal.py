@@ -20,5 +20,5 @@ def _note_nothing(_journal: Journal, _part: Part, _sums: RangeSums) -> None:
 if __name__ == "__main__":
     way, *arguments = sys.argv[1:]
     if way == "off":
-        Journal.append = _note_nothing  # type: ignore[method-assign]
+        Journal.append = _note_nothing  # type: ignore[method-assign,assignment]
     sys.exit(main(arguments))

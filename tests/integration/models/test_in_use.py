@@ -40,6 +40,11 @@ class Weights:
         return await self.old()
 
 
+def digest_of(model: ModelWant) -> Digest:
+    assert model.digest
+    return model.digest
+
+
 def plan_for(model: ModelWant, evict: Digest | None = None) -> NodePlan:
     """What a node does that is assigned this version, and maybe shall give up another."""
     assert model.digest
@@ -82,22 +87,20 @@ async def test_a_container_that_restarts_finds_its_version_until_its_pod_is_gone
 ) -> None:
     weights = Weights(bucket)
     old = await weights.old()
-    assert old.digest
+    digest = digest_of(old)
     link = tmp_path / "models-of-the-pod"
     async with room(tmp_path / "root", interval=INTERVAL_SECONDS) as r:
         link.symlink_to(await committed_and_shown(r, old))
-        await r.service.add(POD, [old.digest])
+        await r.service.add(POD, [digest])
         r.runtime.uids = [POD]
-        r.plan.set(plan_for(await weights.new(), evict=old.digest))
+        r.plan.set(plan_for(await weights.new(), evict=digest))
         await r.until(
-            lambda v: (
-                old.digest in v.states and v.states[old.digest].reason == f"kept: 1 pod(s) use it, among them {POD}"
-            )
+            lambda v: digest in v.states and v.states[digest].reason == f"kept: 1 pod(s) use it, among them {POD}"
         )
         await turns(r, monkeypatch, 3)  # between two containers nothing runs, and nothing is open
         assert contents(link) == {"a.bin": weights.content}
         r.runtime.uids = []
-        await r.until_disk(lambda: not link.exists() and not (tmp_path / "root" / "store" / old.digest).exists())
+        await r.until_disk(lambda: not link.exists() and not (tmp_path / "root" / "store" / digest).exists())
 
 
 async def test_a_pod_that_came_while_no_agent_ran_is_found_before_anything_is_deleted(
@@ -105,17 +108,15 @@ async def test_a_pod_that_came_while_no_agent_ran_is_found_before_anything_is_de
 ) -> None:
     weights = Weights(bucket)
     old = await weights.old()
-    assert old.digest
+    digest = digest_of(old)
     async with room(tmp_path, interval=INTERVAL_SECONDS) as r:
         view = await committed_and_shown(r, old)
     new = await weights.new()
     async with room(tmp_path, interval=INTERVAL_SECONDS) as r:
         r.runtime.uids, r.runtime.endpoint = [POD], ENDPOINT
-        r.plan.set(plan_for(new, evict=old.digest))
+        r.plan.set(plan_for(new, evict=digest))
         await r.until(
-            lambda v: (
-                old.digest in v.states and v.states[old.digest].reason == f"kept: 1 pod(s) use it, among them {POD}"
-            )
+            lambda v: digest in v.states and v.states[digest].reason == f"kept: 1 pod(s) use it, among them {POD}"
         )
         assert contents(view) == {"a.bin": weights.content}
         r.runtime.uids = []
@@ -148,24 +149,24 @@ async def test_a_pod_bound_just_before_the_withdrawal_keeps_its_version_or_is_to
 ) -> None:
     weights = Weights(bucket)
     old = await weights.old()
-    assert old.digest
+    digest = digest_of(old)
     async with room(tmp_path, interval=INTERVAL_SECONDS) as r:
         view = await committed_and_shown(r, old)
         look = r.service._shelf.why_in_use
 
-        async def just_too_early(digest: Digest) -> str:
-            found = await look(digest)
+        async def just_too_early(asked: Digest) -> str:
+            found = await look(asked)
             monkeypatch.setattr(r.service._shelf, "why_in_use", look)
-            await r.service.add(POD, [digest])  # linked when the last look is over, and nobody has a file open
+            await r.service.add(POD, [asked])  # linked when the last look is over, and nobody has a file open
             r.runtime.uids = [POD]
             return found
 
         monkeypatch.setattr(r.service._shelf, "why_in_use", just_too_early)
-        r.plan.set(replace(plan_for(old, evict=old.digest), hydrations=()))
-        await r.until(lambda v: v.states[old.digest].reason == f"kept: 1 pod(s) use it, among them {POD}")
+        r.plan.set(replace(plan_for(old, evict=digest), hydrations=()))
+        await r.until(lambda v: v.states[digest].reason == f"kept: 1 pod(s) use it, among them {POD}")
         assert contents(view) == {"a.bin": weights.content}
         r.runtime.uids = []
-        await r.until_disk(lambda: not (tmp_path / "store" / old.digest).exists())
+        await r.until_disk(lambda: not (tmp_path / "store" / digest).exists())
         with pytest.raises(Transient, match="is not committed here any more"):
-            await r.service.add(POD, [old.digest])
+            await r.service.add(POD, [digest])
         assert not view.exists()

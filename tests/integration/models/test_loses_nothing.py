@@ -12,6 +12,7 @@ from agent.core.inventory import ModelLevel
 from agent.models import eviction, store
 from agent.models.engine import Engine
 from agent.models.fetch import fetch
+from agent.models.paths import remove_tree
 from agent.models.source import resolve
 from agent.plan.decision import EvictStep
 from tests.bed.faultproxy import Rule
@@ -97,12 +98,11 @@ async def test_trash_that_cannot_be_emptied_is_in_nobodys_way(
     digest = (await resolve(bucket.uri())).digest
     stuck = tmp_path / "trash" / "stuck"
     stuck.mkdir(parents=True)
-    remove = store.remove_tree
 
     def busy(path: Path) -> None:
         if path == stuck:
             raise OSError(errno.EBUSY, "Device or resource busy")  # something is mounted there
-        remove(path)
+        remove_tree(path)
 
     monkeypatch.setattr(store, "remove_tree", busy)
     async with room(tmp_path) as r:
