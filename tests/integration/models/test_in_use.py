@@ -11,7 +11,7 @@ from agent.core.assignment import EndpointWant, ModelWant
 from agent.core.errors import Transient
 from agent.core.refs import Digest
 from agent.models import eviction
-from agent.models.source import resolve
+from agent.models.resolve import resolve
 from agent.plan.decision import EndpointPlan, EvictStep, HydrateStep, NodePlan, Stage, ViewWant
 from tests.integration.models.conftest import SourceBucket, contents, noise
 from tests.integration.models.test_service import ENDPOINT, POD, Room, room, want

@@ -13,7 +13,7 @@ from agent.models import eviction, store
 from agent.models.engine import Engine
 from agent.models.fetch import fetch
 from agent.models.paths import remove_tree
-from agent.models.source import resolve
+from agent.models.resolve import resolve
 from agent.plan.decision import EvictStep
 from tests.bed.faultproxy import Rule
 from tests.integration.models.conftest import SourceBucket, contents, noise

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 from agent.core.errors import Permanent, PrewarmError
-from agent.models.source import Bucket
+from agent.models.bucket import Bucket
 from agent.models.wire import Busy, Denied, RangeFailed, SourceChanged, Wire
 
 PATIENCE_SECONDS = 0.4
