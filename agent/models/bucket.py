@@ -21,7 +21,7 @@ class Bucket:
 
     def path(self, key: str, version_id: str = "") -> str:
         """Return path and query of an object, escaped as S3 signs it."""
-        query = f"?versionId={quote(version_id, safe='')}" if version_id else ""
+        query = f"?versionId={quote(version_id, safe='', errors='surrogateescape')}" if version_id else ""
         return self.base_path + quote(key, safe="/-_.~") + query
 
     @property

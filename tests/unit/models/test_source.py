@@ -11,6 +11,7 @@ import pytest
 from agent.core.errors import Permanent, PrewarmError, Transient
 from agent.core.refs import parse_model_uri
 from agent.models import source
+from agent.models.bucket import Bucket
 from agent.models.resolve import resolve
 from agent.models.source import open_source
 
@@ -188,3 +189,8 @@ async def test_an_etag_that_no_header_can_hold_is_refused_by_name(monkeypatch: p
     async with s3.running(monkeypatch):
         with pytest.raises(Permanent, match="key 'k/a' has an ETag that no request could name"):
             await resolve(URI)
+
+
+def test_a_version_id_is_named_as_its_bytes_came() -> None:
+    bucket = Bucket(scheme="http", host="h", port=80, base_path="/b/", region="r")
+    assert bucket.path("k", b"v\xff".decode(errors="surrogateescape")) == "/b/k?versionId=v%FF"
