@@ -113,7 +113,11 @@ def resume(scratch: Path, rounds: int) -> list[Row]:
         Row(name=f"{LARGE.name}, never killed: seconds", values=whole),
         Row(name="killed (SIGKILL) at half, seconds of the second command to its end", values=second),
         Row(name="÷ the whole download's, same round", values=[b / a for a, b in zip(whole, second, strict=True)]),
-        Row(name="MiB fetched again (8 ranges of 8 MiB are in flight)", values=again, shown="{:.0f}"),
+        Row(
+            name="MiB fetched again of what was noted (at most 8 ranges of 8 MiB in flight come on top)",
+            values=again,
+            shown="{:.0f}",
+        ),
     ]
 
 
