@@ -98,7 +98,7 @@ NEEDS = {
     "cluster": _CLUSTER,
     "images": Need(
         packages=("buildah", "ca-certificates", "containerd", "docker-registry", "mmdebstrap", "runc", "zstd"),
-        programs=("containerd",),
+        programs=("containerd", "containerd-stargz-grpc"),
         newer=(("trixie", "containerd"), ("sid", "containerd")),
     ),
     "s3": Need(programs=("versitygw",), root=False),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -149,7 +150,9 @@ async def test_an_image_without_its_top_snapshot_is_present_not_unpacked_and_a_p
     await world.node.pull(f"{HOST}/e:1", "")
     await world.drop_snapshot((await chain(world, digest))[-1])
     proof = await prove(world, "e:1")
-    assert (proof.level, proof.reason) == (ImageLevel.PRESENT, "1 of 3 layers are not unpacked in overlayfs")
+    assert proof.level is ImageLevel.PRESENT
+    # containerd may already have collected the parents, which only the top one referred to
+    assert re.fullmatch("[1-3] of 3 layers are not unpacked in overlayfs", proof.reason)
     assert await world.node.present(f"{HOST}/e:1")  # which is why nobody may ask the CRI
     await world.node.pull(f"{HOST}/e:1", "")
     assert (await prove(world, "e:1")).level is ImageLevel.UNPACKED
