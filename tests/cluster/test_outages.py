@@ -175,11 +175,11 @@ def test_an_agent_killed_while_the_api_server_is_away_acts_on_its_assignment_on_
 
 def test_s3_away_when_a_window_opens_is_told_and_the_model_comes_when_it_returns(outages: Outages) -> None:
     bed = outages.bed
+    steady = outages.ready_on("steady")  # it may take a while after the test before; the download below takes ten seconds
     with slow(bed):
         outages.annotate("s3", "s3")
         node = outages.assigned_to("s3")
         outages.hydrating(node, outages.digest(node, "s3"))
-        steady = outages.ready_on("steady")
         with LabelWatch(bed, steady, outages.label("steady"), READY) as watch:
             bed.kill_s3()
             try:
