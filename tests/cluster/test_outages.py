@@ -175,7 +175,7 @@ def test_an_agent_killed_while_the_api_server_is_away_acts_on_its_assignment_on_
 
 def test_s3_away_when_a_window_opens_is_told_and_the_model_comes_when_it_returns(outages: Outages) -> None:
     bed = outages.bed
-    steady = outages.ready_on("steady")  # it may take a while after the test before; the download below takes ten seconds
+    steady = outages.ready_on("steady")  # may take longer than the download below
     with slow(bed):
         outages.annotate("s3", "s3")
         node = outages.assigned_to("s3")
