@@ -111,6 +111,7 @@ class Product:
             "AWS_REGION": s3.region,
             "PREWARM_WARM_AHEAD": "1h",
             "PREWARM_HIGH_WATERMARK": "1.0",  # this machine's disk may be as full as it likes
+            "PREWARM_IMAGE_WATERMARK": "1.0",
         } | self._settings
         documents: dict[str, Sequence[Object]] = {
             "settings.yaml": [config_map("prewarm-settings", settings)],
