@@ -9,7 +9,7 @@ from agent.config import Settings
 from agent.core.clock import SystemClock
 from agent.core.inventory import GpuReport, GpuVerdict
 from agent.gpu.findings import Around
-from agent.gpu.health import Health, after_event, after_sample, after_test
+from agent.gpu.health import CLEAN_SAMPLES, Health, after_event, after_sample, after_test
 from agent.gpu.kernel_log import KernelLog
 from agent.gpu.observation import LogEvent, Sample
 from agent.gpu.pci import PciBus
@@ -20,12 +20,15 @@ from agent.gpu.service import policy_of
 from agent.gpu.standing import StandingProbe
 from agent.gpu.tester import CudaTest, why_never, why_not_now
 
+AGAIN_SECONDS = 1.0  # until the next look at what may have been cleared
+
 
 async def check_gpus(settings: Settings, boot_id: str, *, test: bool) -> tuple[GpuReport, dict[int, str]]:
     """Look once and return the report; with `test` also run the active test on every idle GPU, and return what each said.
 
-    A single bad sample counts, and an Xid of this boot whose GPU has not been proved since. Errors that show as a rate need
-    the agent, which looks again and again.
+    A single bad sample counts, and an Xid of this boot whose GPU has not been proved since; with `test` it is looked twice
+    more where something stands, so that a GPU that is well again can prove it. Errors that show as a rate need the agent, which
+    looks again and again.
     """
     clock, policy = SystemClock(), policy_of(settings)
     proofs, lines = Proofs(settings.root / "gpu-proofs.json", boot_id), list[LogEvent]()
@@ -51,6 +54,10 @@ async def check_gpus(settings: Settings, boot_id: str, *, test: bool) -> tuple[G
         seen = await probe.observe(SLOW, pci.driver)
         if seen is not None:
             health = after_sample(health, seen, around, clock.monotonic(), policy)
+        for _ in range(CLEAN_SAMPLES - 1 if test and health.faults else 0):
+            await clock.sleep(AGAIN_SECONDS)
+            if (seen := await probe.observe(SLOW, pci.driver)) is not None:
+                health = after_sample(health, seen, around, clock.monotonic(), policy)
         if test and isinstance(seen, Sample):
             run = CudaTest(libraries=lambda: ":".join(p for p in (probe.library, settings.nvidia_libraries) if p))
             for gpu in health.gpus:

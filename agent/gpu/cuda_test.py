@@ -3,7 +3,7 @@
 Started by `agent.gpu.children` like the prober, with one GPU visible (CUDA_VISIBLE_DEVICES); the standard library and
 libcuda.so.1 only, no toolkit: the driver compiles the embedded PTX. It says one JSON line, then ends.
 
-Not yet run on hardware: the tests run it against a stub that emulates the four kernels by their names.
+The tests run it against a stub that emulates the four kernels by their names; on an H100 it takes 0.3-0.5 s (docs/gpu.md).
 """
 
 from __future__ import annotations

@@ -97,6 +97,14 @@ def test_the_active_test_can_be_asked_for_on_idle_gpus(machine: Machine) -> None
     assert (code, first.partition(":")[0], second) == (0, "passed", "skipped: 1 processes use it")
 
 
+def test_a_gpu_that_is_well_again_proves_it_by_the_active_test(machine: Machine) -> None:
+    machine.log.write_text("4,1,1,-;NVRM: Xid (PCI:0000:10:00): 119, Timeout waiting for RPC from GSP!\n")
+    assert machine.gpu("check")[0] == 4
+    assert machine.gpu("check", "--test")[0] == 0
+    machine.control.recovery(0, 1)
+    assert machine.gpu("check", "--test")[0] == 4
+
+
 def until(agent: Standalone, verdict: str, seconds: float) -> float:
     """Wait for a verdict, the agent being alive all the time; returns when it was told (monotonic)."""
     deadline = time.monotonic() + seconds

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -21,6 +22,7 @@ from agent.gpu.observation import (
     Refused,
     Sample,
     TestResult,
+    parse_message,
 )
 from agent.gpu.questions import QUICK
 from agent.gpu.reasons import Code
@@ -323,3 +325,19 @@ def test_events_other_than_xids() -> None:
     assert [bool(meaning(Event(uuid="", type=t))) for t in (0x200, 0x400, 0x800, 0x1000, 0x2000, 0x8000)] == [
         False, False, True, False, True, False,
     ]  # fmt: skip
+
+
+def test_what_an_idle_h100_answers_is_healthy() -> None:
+    """Recorded on one: driver 580.159.04, no NVLink, no fabric, retired pages not supported."""
+    seen = parse_message(b" ".join((Path(__file__).parent / "h100.json").read_bytes().split()))
+    assert isinstance(seen, Sample)
+    bus = PciGpus(present=("0000:00:06.0",), bound=("0000:00:06.0",), driver="580.159.04")
+
+    health = grown(Health(), seen, around=Around(pci=bus))
+
+    assert health.report.verdict is H
+    assert not health.faults
+    assert not health.doubts
+    assert {name for name, answer in seen.gpus[0].answers.items() if answer.code} == {
+        "retired_sbe", "retired_dbe", "retire_pending", "links"
+    }  # fmt: skip
