@@ -1,0 +1,226 @@
+"""What the forecast remembers of each endpoint's traffic, updated slot by slot. Pure.
+
+An endpoint is active in a slot of ten minutes, or idle. It is at risk where it has been idle for RETURN_AFTER slots, and returns where
+it is active in such a slot. A slot of which nothing is known adds neither events nor chances; and until the endpoint is seen
+active again (or a day has passed), its idle age is a guess that no table learns from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+import numpy as np
+
+from agent.demand.arrays import Flags, Floats, Ints, decay
+from agent.demand.slot_table import SlotTable, taken
+from agent.demand.wall import DAY_SLOTS, WEEK_SLOTS, DayOff, WallClock, WallTime, weekend
+
+RETURN_AFTER = 3  # slots: 30 minutes without a request
+REPORTED_LATE = 2  # slots between the newest report and the slot that is decided
+NEVER = 1_000_000
+AGE_EDGES = np.array([4, 5, 6, 8, 10, 13, 18, 24, 36, 54, 72, 100, 144, 200, 288, 432, 720, 1008, 1500, 3000])
+AGE_BINS = len(AGE_EDGES) + 1
+EXACT_AGES = 150  # slots: ages that have a hazard of their own, a little more than a day
+RING = WEEK_SLOTS + 16
+SHARE_HALF_LIVES = (6, 24, 144, 1008, 4032)  # slots
+RETURN_HALF_LIVES = (36, 288, 2016)  # slots
+_RHYTHM_DECAY = decay(10 * DAY_SLOTS)
+_BASE_DECAY = decay(7 * DAY_SLOTS)
+_SURPRISE_DECAY = decay(18)
+_DAY_DECAY = 0.5 ** (1 / 10)
+NEAR = np.array([0.4, 0.7, 1, 0.7, 0.4], np.float32)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Site:
+    """What is known of an endpoint without any traffic: its clock, and with whom it shares users or models."""
+
+    name: str
+    timezone: str
+    groups: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What a reported slot brought, one row for each endpoint."""
+
+    at_risk: Flags
+    returned: Flags
+
+
+class Activity:
+    """The memory of the forecast. Rows are endpoints in the order of `sites`."""
+
+    def __init__(self, sites: Sequence[Site], day_off: DayOff = weekend) -> None:
+        count = len(sites)
+        self._day_off = day_off
+        self.slots = 0
+        self._known_in_a_row = 0
+        self.age = np.full(count, NEVER, np.int64)  # slots idle up to the newest report, that one included
+        self.certain = np.zeros(count, bool)  # False before the first request, and after a gap until the next one
+        self.shares = np.zeros((count, len(SHARE_HALF_LIVES)), np.float32)
+        self.share_chances = np.zeros(len(SHARE_HALF_LIVES), np.float32)
+        self.returns = np.zeros((count, len(RETURN_HALF_LIVES)), np.float32)
+        self.base = np.zeros((count, 2), np.float32)  # returns, slots at risk
+        self.by_age = np.zeros((count, AGE_BINS, 2), np.float32)
+        self.by_exact_age = np.zeros((count, EXACT_AGES, 2), np.float32)
+        self.by_minute = np.zeros((count, 6, 2), np.float32)
+        self.last_gaps = np.zeros((count, 2), np.int64)  # idle slots before the last return and the one before
+        self.last_start = np.zeros(count, np.int64)  # slot number of the last return
+        self.period = np.zeros(count, np.int64)  # slots between the last two returns
+        self.burst = np.zeros(count, np.int64)  # active slots in a row, now or last
+        self.today = np.zeros(count, bool)  # active since midnight
+        self.weekday = np.full(count, -1, np.int64)  # of the newest report, on the endpoint's clock
+        self.off = np.zeros(count, np.int64)
+        self.days = np.zeros((count, 2, 2), np.float32)  # active days and all days, of working days and of days off
+        self.surprise = np.zeros((count, 2), np.float32)  # active slots and expected ones, of the last hours
+        self.ring = np.zeros((count, RING), np.float32)
+        self.ring_known = np.zeros(RING, bool)
+        self.active_recent = SlotTable(count, 2, 7)
+        self.active_weekday = SlotTable(count, 7, 28)
+        self.active_slow = SlotTable(count, 2, 35)
+        self.return_recent = SlotTable(count, 2, 7)
+        self.return_weekday = SlotTable(count, 7, 28)
+        self.return_slow = SlotTable(count, 2, 35)
+        self._place(sites)
+        self.return_groups = SlotTable(len(self.groups), 2, 14)
+
+    @property
+    def rows(self) -> Ints:
+        """The number of every row."""
+        return self._rows
+
+    def _place(self, sites: Sequence[Site]) -> None:
+        self.sites = tuple(sites)
+        self.clock = WallClock([site.timezone for site in sites], self._day_off)
+        self._rows = np.arange(len(sites))
+        self.groups = sorted({group for site in sites for group in site.groups})
+        number = {group: i for i, group in enumerate(self.groups)}
+        pairs = [(number[group], row) for row, site in enumerate(sites) for group in site.groups]
+        self.pair_group = np.array([group for group, _ in pairs], np.int64)
+        self.pair_row = np.array([row for _, row in pairs], np.int64)
+        self.groups_of_row = np.maximum(np.bincount(self.pair_row, minlength=len(sites)), 1).astype(np.float32)
+
+    def in_groups(self, values: Floats) -> Floats:
+        """Return the sum over the members of each group."""
+        return np.bincount(self.pair_group, values[self.pair_row], len(self.groups)).astype(np.float32)
+
+    def of_groups(self, values: Floats) -> Floats:
+        """Return for each endpoint the mean over its groups of a value that each pair of group and endpoint has."""
+        return (np.bincount(self.pair_row, values, len(self.sites)) / self.groups_of_row).astype(np.float32)
+
+    def observe(self, at: datetime, active: Flags | None) -> Outcome | None:
+        """Learn what happened in the slot that began at `at`; None where nothing is known of it, and nothing is returned."""
+        if active is None:
+            self._skip()
+            return None
+        wall = self.clock.at(at)
+        at_risk = self.certain & (self.age >= RETURN_AFTER)
+        returned = at_risk & active
+        self._note_times_of_day(wall, active, at_risk, returned)
+        self._note_ages(wall, at_risk, returned)
+        self._note_levels(active, at_risk, returned)
+        self._note_days(wall, active)
+        self._note_gaps(active, returned)
+        self._remember(active)
+        return Outcome(at_risk=at_risk, returned=returned)
+
+    def _skip(self) -> None:
+        """Let a slot pass of which nothing is known."""
+        self._known_in_a_row = 0
+        self.age += 1
+        self.certain[:] = False
+        self.ring[:, self.slots % RING] = 0
+        self.ring_known[self.slots % RING] = False
+        self.slots += 1
+
+    def _note_times_of_day(self, wall: WallTime, active: Flags, at_risk: Flags, returned: Flags) -> None:
+        rows, slot = self._rows, wall.slot
+        events, chances = self.active_slow.around(rows, wall.off, slot, NEAR)
+        expected = (events + 0.5 * self.shares[:, 3] / max(self.share_chances[3], 1e-9)) / (chances + 0.5)
+        self.surprise = self.surprise * np.float32(_SURPRISE_DECAY) + np.stack([active, expected], axis=1)
+        seen = (self.age < NEVER) | active
+        for table, kind in ((self.active_recent, wall.off), (self.active_weekday, wall.weekday), (self.active_slow, wall.off)):
+            table.add(rows, kind, slot, active.astype(np.float32), seen.astype(np.float32))
+        for table, kind in ((self.return_recent, wall.off), (self.return_weekday, wall.weekday), (self.return_slow, wall.off)):
+            table.add(rows, kind, slot, returned.astype(np.float32), at_risk.astype(np.float32))
+        member = self.pair_row
+        self.return_groups.add(
+            self.pair_group, wall.off[member], slot[member], returned[member].astype(np.float32), at_risk[member].astype(np.float32)
+        )
+
+    def _note_ages(self, wall: WallTime, at_risk: Flags, returned: Flags) -> None:
+        for table in (self.by_age, self.by_exact_age, self.by_minute):
+            table *= np.float32(_RHYTHM_DECAY)
+        rows = np.flatnonzero(at_risk)
+        count = np.stack([returned[rows], np.ones(len(rows))], axis=1).astype(np.float32)
+        self.by_age[rows, age_bin(self.age[rows])] += count
+        self.by_minute[rows, wall.slot[rows] % 6] += count
+        young = self.age[rows] < EXACT_AGES
+        self.by_exact_age[rows[young], self.age[rows[young]]] += count[young]
+
+    def _note_levels(self, active: Flags, at_risk: Flags, returned: Flags) -> None:
+        self.base = self.base * np.float32(_BASE_DECAY) + np.stack([returned, at_risk], axis=1)
+        shrink = np.array([decay(slots) for slots in SHARE_HALF_LIVES], np.float32)
+        self.shares = self.shares * shrink + active[:, None]
+        self.share_chances = self.share_chances * shrink + 1
+        self.returns = self.returns * np.array([decay(slots) for slots in RETURN_HALF_LIVES], np.float32) + returned[:, None]
+
+    def _note_days(self, wall: WallTime, active: Flags) -> None:
+        """Where a day has ended, enter whether the endpoint was active in it."""
+        ended = np.flatnonzero((wall.weekday != self.weekday) & (self.weekday >= 0))
+        kind = self.off[ended]
+        day = np.stack([self.today[ended], np.ones(len(ended))], axis=1).astype(np.float32)
+        self.days[ended, kind] = self.days[ended, kind] * np.float32(_DAY_DECAY) + day
+        self.today[ended] = False
+        self.weekday, self.off = wall.weekday, wall.off
+        self.today |= active
+
+    def _note_gaps(self, active: Flags, returned: Flags) -> None:
+        self.last_gaps[returned] = np.stack([self.age, self.last_gaps[:, 0]], axis=1)[returned]
+        self.period[returned] = self.slots - self.last_start[returned]
+        self.last_start[returned] = self.slots
+        self.burst = np.where(active, np.where(self.age > 0, 1, self.burst + 1), self.burst)
+        self.age = np.where(active, 0, self.age + 1)
+        self.certain |= active
+        self._known_in_a_row += 1
+        if self._known_in_a_row == DAY_SLOTS:
+            self.certain |= self.age < NEVER
+
+    def _remember(self, active: Flags) -> None:
+        self.ring[:, self.slots % RING] = active
+        self.ring_known[self.slots % RING] = True
+        self.slots += 1
+
+    def ago(self, lags: Iterable[int]) -> tuple[Floats, int]:
+        """Return how many of the slots `lags` before the one that is decided were active, and how many of them are known."""
+        newest = self.slots - 1 + REPORTED_LATE
+        at = [(newest - lag) % RING for lag in lags if REPORTED_LATE <= lag <= min(newest, RING)]
+        known = [column for column in at if self.ring_known[column]]
+        return self.ring[:, known].sum(axis=1), len(known)
+
+    def resettle(self, sites: Sequence[Site]) -> None:
+        """Go on with these endpoints: those known already keep their memory, new ones have none, others are forgotten."""
+        row_of = {site.name: row for row, site in enumerate(self.sites)}
+        group_of = {group: i for i, group in enumerate(self.groups)}
+        rows = np.array([row_of.get(site.name, -1) for site in sites], np.int64)
+        for name, value in vars(self).items():
+            if name in _PER_ENDPOINT:
+                setattr(self, name, taken(value, rows))
+            elif isinstance(value, SlotTable) and name != "return_groups":
+                value.take(rows)
+        self.age[rows < 0], self.weekday[rows < 0] = NEVER, -1
+        self._place(sites)
+        self.return_groups.take(np.array([group_of.get(group, -1) for group in self.groups], np.int64))
+
+
+_PER_ENDPOINT = frozenset(
+    "age certain shares returns base by_age by_exact_age by_minute last_gaps last_start period burst today weekday off days surprise ring".split()
+)
+
+
+def age_bin(age: Ints) -> Ints:
+    """Return the bin of an idle age, of AGE_BINS."""
+    return np.searchsorted(AGE_EDGES, age, side="right")

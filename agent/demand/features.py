@@ -1,0 +1,170 @@
+"""What the hazard of a return is judged by: one row of numbers for each endpoint and slot. Pure.
+
+Everything here is known two slots before the slot that is decided. `FEATURES` names the columns by the idea they stand for, so that
+an idea can be left out (docs/forecast.md has what each brings).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from types import MappingProxyType
+
+import numpy as np
+
+from agent.demand.activity import EXACT_AGES, NEAR, REPORTED_LATE, RETURN_HALF_LIVES, SHARE_HALF_LIVES, Activity, age_bin
+from agent.demand.arrays import Floats, Ints, decay, logit
+from agent.demand.wall import DAY_SLOTS, WEEK_SLOTS, WallTime
+
+FEATURES: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "level": ("base", *(f"share_{h}" for h in SHARE_HALF_LIVES), *(f"returns_{h}" for h in RETURN_HALF_LIVES), "burst"),
+        "age": ("age", "hazard_age", "hazard_exact_age"),
+        "time of day": ("hazard_day", "hazard_weekday", "hazard_wide", "hazard_narrow"),
+        "activity by time of day": ("active_day", "active_weekday", "active_wide", "active_narrow", "rise"),
+        "days before": ("yesterday", "last_week", "daily", "active_days", "today"),
+        "rhythm": ("minute", "lag_6", "lag_12", "lag_18", "lag_24", "hourly", "gap", "gap_before", "same_gap", "same_gap_before"),
+        "period": ("same_period", "near_period"),
+        "group": ("group_base", "group_time", "group_returns", "group_surprise"),
+        "surprise": ("surprise",),
+        "calendar": ("off", "sin", "cos"),
+    }
+)
+NAMES: tuple[str, ...] = tuple(name for names in FEATURES.values() for name in names)
+AGE_COLUMN = NAMES.index("age")
+_ALONE = np.ones(1, np.float32)
+_SIDES = np.ones(3, np.float32)
+_WIDE = np.exp(-0.5 * (np.arange(-9, 10) / 4.0) ** 2).astype(np.float32)
+_NEXT_HOUR = np.concatenate([np.zeros(7), np.ones(6)]).astype(np.float32)
+_LAST_HOUR = _NEXT_HOUR[::-1].copy()
+_LONGEST_AGE = 5001
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class View:
+    """The features of every endpoint for one slot."""
+
+    at: datetime
+    idle: Ints  # slots idle before this one if nothing happens meanwhile
+    columns: Floats  # [endpoint, NAMES]
+
+
+def look(memory: Activity, at: datetime, silent: int = 0) -> View:
+    """Return the features for the slot that begins at `at`, which is two slots after the newest report.
+
+    With `silent`, it is that many slots later, and nothing is heard of in between: what a forecast of the further future assumes.
+    """
+    wall = memory.clock.at(at)
+    idle = np.where(memory.age == 0, 1, memory.age + 1) + silent
+    found: dict[str, Floats] = {}
+    base = _level(memory, found, silent)
+    around = _group(memory, wall, base, found)
+    _time_of_day(memory, wall, around, found)
+    _age(memory, idle, found)
+    _rhythm(memory, wall, idle, base, found, silent)
+    _calendar(memory, wall, found, silent)
+    columns = np.stack([found[name] for name in NAMES], axis=1, dtype=np.float32, casting="unsafe")
+    return View(at=at, idle=idle, columns=columns)
+
+
+def _level(memory: Activity, found: dict[str, Floats], silent: int) -> Floats:
+    """How busy an endpoint is; returns its hazard whatever the time, drawn towards that of its groups and the fleet."""
+    fleet = (memory.base[:, 0].sum() + 0.1) / (memory.base[:, 1].sum() + 10)
+    returns, chances = (memory.in_groups(memory.base[:, i]) for i in (0, 1))
+    group = memory.of_groups(((returns + 20 * fleet) / (chances + 20))[memory.pair_group])
+    base = (memory.base[:, 0] + 20 * group) / (memory.base[:, 1] + 20)
+    found["base"], found["group_base"] = logit(base), logit(group)
+    for i, half_life in enumerate(SHARE_HALF_LIVES):
+        share = memory.shares[:, i] * decay(half_life) ** silent
+        found[f"share_{half_life}"] = np.log((share + 0.1) / (memory.share_chances[i] + 1))
+    for i, half_life in enumerate(RETURN_HALF_LIVES):
+        found[f"returns_{half_life}"] = np.log(memory.returns[:, i] * decay(half_life) ** silent + 0.1)
+    found["burst"] = np.log1p(memory.burst)
+    return base
+
+
+def _group(memory: Activity, wall: WallTime, base: Floats, found: dict[str, Floats]) -> Floats:
+    """What the groups of an endpoint do; returns the hazard that a new endpoint of theirs would have at this time."""
+    group, row = memory.pair_group, memory.pair_row
+    usual = 1 / (1 + np.exp(-found["group_base"]))
+    events, chances = memory.return_groups.around(group, wall.off[row], wall.slot[row], NEAR)
+    now = memory.of_groups((events + 20 * usual[row]) / (chances + 20))
+    found["group_time"] = np.log(now / usual)
+    size = np.maximum(np.bincount(group, minlength=len(memory.groups)), 1)
+    found["group_returns"] = memory.of_groups((memory.in_groups(memory.returns[:, 0]) / size)[group])
+    seen, expected = (memory.in_groups(memory.surprise[:, i]) for i in (0, 1))
+    found["group_surprise"] = memory.of_groups(np.log((seen + 1) / (expected + 1))[group])
+    found["surprise"] = np.log((memory.surprise[:, 0] + 0.3) / (memory.surprise[:, 1] + 0.3))
+    return 1 / (1 + np.exp(-found["base"] - found["group_time"]))
+
+
+def _time_of_day(memory: Activity, wall: WallTime, prior: Floats, found: dict[str, Floats]) -> None:
+    rows, slot = memory.rows, wall.slot
+    events, chances = memory.return_recent.around(rows, wall.off, slot, NEAR)
+    day = (events + 3 * prior) / (chances + 3)
+    events, chances = memory.return_weekday.around(rows, wall.weekday, slot, NEAR)
+    found["hazard_day"], found["hazard_weekday"] = logit(day), logit((events + 2 * day) / (chances + 2))
+    events, chances = memory.return_slow.around(rows, wall.off, slot, _WIDE)
+    wide = (events + 6 * prior) / (chances + 6)
+    events, chances = memory.return_slow.around(rows, wall.off, slot, _ALONE)
+    found["hazard_wide"], found["hazard_narrow"] = logit(wide), logit((events + wide) / (chances + 1))
+    for name, table, kind, kernel in (
+        ("active_day", memory.active_recent, wall.off, _SIDES),
+        ("active_weekday", memory.active_weekday, wall.weekday, _SIDES),
+        ("active_wide", memory.active_slow, wall.off, _WIDE),
+        ("active_narrow", memory.active_recent, wall.off, _ALONE),
+        ("rise", memory.active_slow, wall.off, _NEXT_HOUR),
+        ("fall", memory.active_slow, wall.off, _LAST_HOUR),
+    ):
+        events, chances = table.around(rows, kind, slot, kernel)
+        found[name] = events / (chances + 0.5)
+    found["rise"] -= found["fall"]
+
+
+def _age(memory: Activity, idle: Ints, found: dict[str, Floats]) -> None:
+    """The hazard at this idle age: all endpoints', then this endpoint's by bins, then by the exact age."""
+    rows, bins = memory.rows, age_bin(idle)
+    fleet = memory.by_age.sum(axis=0)
+    pooled = ((fleet[:, 0] + 0.05) / (fleet[:, 1] + 1))[bins]
+    own = memory.by_age[rows, bins]
+    binned = (own[:, 0] + 3 * pooled) / (own[:, 1] + 3)
+    exact = memory.by_exact_age[rows, np.minimum(idle, EXACT_AGES - 1)]
+    found["hazard_age"] = logit(binned)
+    found["hazard_exact_age"] = logit(np.where(idle < EXACT_AGES, (exact[:, 0] + 2 * binned) / (exact[:, 1] + 2), binned))
+    found["age"] = np.log1p(np.minimum(idle, _LONGEST_AGE))
+
+
+def _rhythm(memory: Activity, wall: WallTime, idle: Ints, base: Floats, found: dict[str, Floats], silent: int) -> None:
+    """Traffic by the clock of a machine: at a minute of the hour, or so long after the last time."""
+    minute = memory.by_minute[memory.rows, wall.slot % 6]
+    found["minute"] = logit((minute[:, 0] + 5 * base) / (minute[:, 1] + 5)) - found["base"]
+    for lag in (6, 12, 18, 24):
+        found[f"lag_{lag}"] = _ago(memory, [lag - silent], found["active_wide"])
+    found["hourly"] = _ago(memory, [lag - silent for lag in range(6, 150, 6)], found["active_wide"])
+    for gap, name in ((memory.last_gaps[:, 0], "gap"), (memory.last_gaps[:, 1], "gap_before")):
+        found[name] = np.where(gap > 0, np.exp(-6 * np.abs(np.log((idle + 1) / (gap + 1)))), 0)
+        found["same_" + name] = (idle == gap).astype(np.float32)
+    off = memory.slots - 1 + REPORTED_LATE + silent - memory.last_start - memory.period
+    known = memory.period > 0
+    found["same_period"] = (known & (off == 0)).astype(np.float32)
+    found["near_period"] = (known & (np.abs(off) <= 1)).astype(np.float32)
+
+
+def _calendar(memory: Activity, wall: WallTime, found: dict[str, Floats], silent: int) -> None:
+    for name, slots in (("yesterday", DAY_SLOTS), ("last_week", WEEK_SLOTS)):
+        found[name] = np.minimum(1, 3 * _ago(memory, [slots - silent + side for side in (-1, 0, 1)], found["active_wide"]))
+    days = [day * DAY_SLOTS - silent for day in range(1, 8)]
+    found["daily"] = _ago(memory, days, found["active_wide"])
+    kind = memory.days[memory.rows, wall.off]
+    found["active_days"] = (kind[:, 0] + 0.5) / (kind[:, 1] + 1)
+    found["today"] = (memory.today & (wall.weekday == memory.weekday)).astype(np.float32)
+    angle = 2 * np.pi * wall.slot / DAY_SLOTS
+    found["off"], found["sin"], found["cos"] = wall.off.astype(np.float32), np.sin(angle), np.cos(angle)
+
+
+def _ago(memory: Activity, lags: list[int], otherwise: Floats) -> Floats:
+    """Return the share of the known slots so long ago that were active; where none is known, what is usual now."""
+    events, known = memory.ago(lags)
+    known += sum(lag < REPORTED_LATE for lag in lags)  # the silence that is assumed
+    return events / known if known else otherwise

@@ -1,0 +1,98 @@
+"""The forecast of a fleet: told each slot who was active, it says who is worth being warm. Pure; the planner runs it, and so does replay."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+import numpy as np
+
+from agent.core.errors import Invalid
+from agent.demand import hazard
+from agent.demand.activity import NEVER, REPORTED_LATE, RETURN_AFTER, Activity, Site
+from agent.demand.arrays import Flags, Floats
+from agent.demand.features import FEATURES, NAMES, View, look
+from agent.demand.hazard import Hazard
+from agent.demand.price import Price, scores
+from agent.demand.samples import Samples
+from agent.demand.wall import DAY_SLOTS, SLOT, DayOff, weekend
+
+_LEARN_AFTER = 2 * DAY_SLOTS  # the tables say little before
+_NEW_ROWS = 0.01  # a day that adds a smaller share of rows is no reason to fit again
+
+
+@dataclass(slots=True)
+class _Decision:
+    view: View
+    score: Floats
+    warm: Flags
+
+
+class Forecast:
+    """Hazards, prices and decisions for a set of endpoints; deterministic, and all of its state is memory."""
+
+    def __init__(
+        self, sites: Sequence[Site], budget: float, day_off: DayOff = weekend, without: Collection[str] = ()
+    ) -> None:
+        """Begin without any knowledge. `without` names ideas of FEATURES to leave out."""
+        self.memory = Activity(sites, day_off)
+        self.model: Hazard | None = None
+        self.price = Price(budget)
+        left_out = {name for idea in without for name in FEATURES[idea]}
+        self._used = np.array([name not in left_out for name in NAMES])
+        self._samples = Samples(len(sites), len(NAMES))
+        self._pending: deque[_Decision] = deque(maxlen=REPORTED_LATE + 1)
+        self._next: datetime | None = None
+        self._fitted_rows = 0
+
+    def observe(self, at: datetime, active: Collection[str] | None) -> None:
+        """Learn who was active in the slot that began at `at`, or that nothing is known of it (None).
+
+        Slots come in order; those left out in between are unknown.
+
+        Raises:
+            Invalid: if the slot is older than the newest one that was told.
+        """
+        if self._next is not None and at < self._next:
+            raise Invalid(f"the slot at {at} was told already: tell slots in order, the next is {self._next}")
+        while self._next is not None and self._next < at:
+            self._observe(self._next, None)
+        self._observe(at, None if active is None else np.array([site.name in active for site in self.memory.sites], bool))
+
+    def _observe(self, at: datetime, active: Flags | None) -> None:
+        self._next = at + SLOT
+        decision = next((each for each in self._pending if each.view.at == at), None)
+        outcome = self.memory.observe(at, active)
+        if decision is None or outcome is None:
+            return
+        if self.memory.slots > _LEARN_AFTER:
+            rows = outcome.at_risk & (decision.view.idle >= RETURN_AFTER)
+            self._samples.add(decision.view.columns[rows], outcome.returned[rows])
+        self.price.pay(decision.score, decision.warm, np.where(self.memory.certain, self.memory.age, 0))
+
+    def decide(self, at: datetime) -> frozenset[str]:
+        """Return the endpoints worth being warm in the slot that begins at `at`, two slots after the newest that was told."""
+        view = look(self.memory, at)
+        score = scores(self.hazard(view), view.idle)
+        score = np.where(self.memory.age < NEVER, score, -np.inf)
+        warm = score >= self.price.value
+        self._pending.append(_Decision(view, score, warm))
+        return frozenset(self.memory.sites[row].name for row in np.flatnonzero(warm))
+
+    def hazard(self, view: View) -> Floats:
+        """Return the chance that each endpoint returns in the slot of the view."""
+        return self.model.probability(view.columns) if self.model else hazard.closed_form(view.columns)
+
+    def refit(self) -> bool:
+        """Fit the model to all that is known; return whether there is a new one. Below 5 s, so better in a thread."""
+        self._fitted_rows = self._samples.added
+        found = hazard.fit(self._samples.training(), self._used, self.model)
+        self.model = found or self.model
+        return found is not None
+
+    def refit_is_due(self, at: datetime) -> bool:
+        """Return whether a day has begun (UTC) and enough was learned since the last fit."""
+        due = at.hour == 0 and at.minute == 0
+        return due and self._samples.added - self._fitted_rows > _NEW_ROWS * self._fitted_rows
