@@ -22,6 +22,7 @@ COMMANDS = {
     "image": "prove, warm or pin an image in this node's containerd",
     "hydrate": "download a model from S3, every byte checked",
     "doctor": "show what in this cluster keeps prewarm from its work, and how to mend it",
+    "replay": "show what prewarm would have done with recorded traffic, and what to declare",
     "gpu": "check the GPUs of this machine, or show what its agent says of them",
     "affinity": "print the affinity that steers pods to warm nodes",
 }

@@ -26,10 +26,11 @@ EXACT_AGES = 150  # slots: ages that have a hazard of their own, a little more t
 RING = WEEK_SLOTS + 16
 SHARE_HALF_LIVES = (6, 24, 144, 1008, 4032)  # slots
 RETURN_HALF_LIVES = (36, 288, 2016)  # slots
-_RHYTHM_DECAY = decay(10 * DAY_SLOTS)
+_RHYTHM_DECAY = 0.5 ** (1 / 10)  # a day
 _BASE_DECAY = decay(7 * DAY_SLOTS)
 _SURPRISE_DECAY = decay(18)
-_DAY_DECAY = 0.5 ** (1 / 10)
+_DAY_DECAY = 0.5 ** (1 / 10)  # a day of the same kind
+CHANNELS = ("active", "seen", "returned", "at risk")
 NEAR = np.array([0.4, 0.7, 1, 0.7, 0.4], np.float32)
 
 
@@ -78,14 +79,11 @@ class Activity:
         self.surprise = np.zeros((count, 2), np.float32)  # active slots and expected ones, of the last hours
         self.ring = np.zeros((count, RING), np.float32)
         self.ring_known = np.zeros(RING, bool)
-        self.active_recent = SlotTable(count, 2, 7)
-        self.active_weekday = SlotTable(count, 7, 28)
-        self.active_slow = SlotTable(count, 2, 35)
-        self.return_recent = SlotTable(count, 2, 7)
-        self.return_weekday = SlotTable(count, 7, 28)
-        self.return_slow = SlotTable(count, 2, 35)
+        self.recent = SlotTable(count, 2, 7, len(CHANNELS))  # by working days and days off, as `slow`
+        self.weekdays = SlotTable(count, 7, 28, len(CHANNELS))
+        self.slow = SlotTable(count, 2, 35, len(CHANNELS))
         self._place(sites)
-        self.return_groups = SlotTable(len(self.groups), 2, 14)
+        self.group_returns = SlotTable(len(self.groups), 2, 14, 2)
 
     @property
     def rows(self) -> Ints:
@@ -96,12 +94,19 @@ class Activity:
         self.sites = tuple(sites)
         self.clock = WallClock([site.timezone for site in sites], self._day_off)
         self._rows = np.arange(len(sites))
+        self._row_of = {site.name: row for row, site in enumerate(sites)}
         self.groups = sorted({group for site in sites for group in site.groups})
         number = {group: i for i, group in enumerate(self.groups)}
         pairs = [(number[group], row) for row, site in enumerate(sites) for group in site.groups]
         self.pair_group = np.array([group for group, _ in pairs], np.int64)
         self.pair_row = np.array([row for _, row in pairs], np.int64)
         self.groups_of_row = np.maximum(np.bincount(self.pair_row, minlength=len(sites)), 1).astype(np.float32)
+
+    def flags(self, active: Iterable[str]) -> Flags:
+        """Return who of the endpoints is named; names of others are left alone."""
+        found = np.zeros(len(self.sites), bool)
+        found[[row for name in active if (row := self._row_of.get(name)) is not None]] = True
+        return found
 
     def in_groups(self, values: Floats) -> Floats:
         """Return the sum over the members of each group."""
@@ -138,22 +143,22 @@ class Activity:
 
     def _note_times_of_day(self, wall: WallTime, active: Flags, at_risk: Flags, returned: Flags) -> None:
         rows, slot = self._rows, wall.slot
-        events, chances = self.active_slow.around(rows, wall.off, slot, NEAR)
-        expected = (events + 0.5 * self.shares[:, 3] / max(self.share_chances[3], 1e-9)) / (chances + 0.5)
+        usual = self.slow.around(rows, wall.off, slot, NEAR[None, :])[:, 0]
+        expected = (usual[:, 0] + 0.5 * self.shares[:, 3] / max(self.share_chances[3], 1e-9)) / (usual[:, 1] + 0.5)
         self.surprise = self.surprise * np.float32(_SURPRISE_DECAY) + np.stack([active, expected], axis=1)
         seen = (self.age < NEVER) | active
-        for table, kind in ((self.active_recent, wall.off), (self.active_weekday, wall.weekday), (self.active_slow, wall.off)):
-            table.add(rows, kind, slot, active.astype(np.float32), seen.astype(np.float32))
-        for table, kind in ((self.return_recent, wall.off), (self.return_weekday, wall.weekday), (self.return_slow, wall.off)):
-            table.add(rows, kind, slot, returned.astype(np.float32), at_risk.astype(np.float32))
+        counts = np.stack([active, seen, returned, at_risk], axis=1, dtype=np.float32)
+        self.recent.add(rows, wall.off, slot, counts)
+        self.weekdays.add(rows, wall.weekday, slot, counts)
+        self.slow.add(rows, wall.off, slot, counts)
         member = self.pair_row
-        self.return_groups.add(
-            self.pair_group, wall.off[member], slot[member], returned[member].astype(np.float32), at_risk[member].astype(np.float32)
-        )
+        self.group_returns.add_up(self.pair_group, wall.off[member], slot[member], counts[member, 2:])
 
     def _note_ages(self, wall: WallTime, at_risk: Flags, returned: Flags) -> None:
-        for table in (self.by_age, self.by_exact_age, self.by_minute):
-            table *= np.float32(_RHYTHM_DECAY)
+        if self.slots % DAY_SLOTS == 0:
+            self.by_age *= np.float32(_RHYTHM_DECAY)
+            self.by_exact_age *= np.float32(_RHYTHM_DECAY)
+            self.by_minute *= np.float32(_RHYTHM_DECAY)
         rows = np.flatnonzero(at_risk)
         count = np.stack([returned[rows], np.ones(len(rows))], axis=1).astype(np.float32)
         self.by_age[rows, age_bin(self.age[rows])] += count
@@ -166,7 +171,9 @@ class Activity:
         shrink = np.array([decay(slots) for slots in SHARE_HALF_LIVES], np.float32)
         self.shares = self.shares * shrink + active[:, None]
         self.share_chances = self.share_chances * shrink + 1
-        self.returns = self.returns * np.array([decay(slots) for slots in RETURN_HALF_LIVES], np.float32) + returned[:, None]
+        self.returns = (
+            self.returns * np.array([decay(slots) for slots in RETURN_HALF_LIVES], np.float32) + returned[:, None]
+        )
 
     def _note_days(self, wall: WallTime, active: Flags) -> None:
         """Where a day has ended, enter whether the endpoint was active in it."""
@@ -203,22 +210,26 @@ class Activity:
 
     def resettle(self, sites: Sequence[Site]) -> None:
         """Go on with these endpoints: those known already keep their memory, new ones have none, others are forgotten."""
-        row_of = {site.name: row for row, site in enumerate(self.sites)}
         group_of = {group: i for i, group in enumerate(self.groups)}
-        rows = np.array([row_of.get(site.name, -1) for site in sites], np.int64)
+        rows = np.array([self._row_of.get(site.name, -1) for site in sites], np.int64)
         for name, value in vars(self).items():
-            if name in _PER_ENDPOINT:
+            if isinstance(value, np.ndarray) and name not in _SHARED:
                 setattr(self, name, taken(value, rows))
-            elif isinstance(value, SlotTable) and name != "return_groups":
+            elif isinstance(value, SlotTable) and name != "group_returns":
                 value.take(rows)
         self.age[rows < 0], self.weekday[rows < 0] = NEVER, -1
         self._place(sites)
-        self.return_groups.take(np.array([group_of.get(group, -1) for group in self.groups], np.int64))
+        self.group_returns.take(np.array([group_of.get(group, -1) for group in self.groups], np.int64))
 
 
-_PER_ENDPOINT = frozenset(
-    "age certain shares returns base by_age by_exact_age by_minute last_gaps last_start period burst today weekday off days surprise ring".split()
-)
+_SHARED = (
+    "share_chances",
+    "ring_known",
+    "pair_group",
+    "pair_row",
+    "groups_of_row",
+    "_rows",
+)  # arrays whose rows are no endpoints
 
 
 def age_bin(age: Ints) -> Ints:

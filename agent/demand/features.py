@@ -13,18 +13,42 @@ from types import MappingProxyType
 
 import numpy as np
 
-from agent.demand.activity import EXACT_AGES, NEAR, REPORTED_LATE, RETURN_HALF_LIVES, SHARE_HALF_LIVES, Activity, age_bin
-from agent.demand.arrays import Floats, Ints, decay, logit
+from agent.demand.activity import (
+    EXACT_AGES,
+    NEAR,
+    REPORTED_LATE,
+    RETURN_HALF_LIVES,
+    SHARE_HALF_LIVES,
+    Activity,
+    age_bin,
+)
+from agent.demand.arrays import Floats, Ints, chance, decay, logit
 from agent.demand.wall import DAY_SLOTS, WEEK_SLOTS, WallTime
 
 FEATURES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
-        "level": ("base", *(f"share_{h}" for h in SHARE_HALF_LIVES), *(f"returns_{h}" for h in RETURN_HALF_LIVES), "burst"),
+        "level": (
+            "base",
+            *(f"share_{h}" for h in SHARE_HALF_LIVES),
+            *(f"returns_{h}" for h in RETURN_HALF_LIVES),
+            "burst",
+        ),
         "age": ("age", "hazard_age", "hazard_exact_age"),
         "time of day": ("hazard_day", "hazard_weekday", "hazard_wide", "hazard_narrow"),
         "activity by time of day": ("active_day", "active_weekday", "active_wide", "active_narrow", "rise"),
         "days before": ("yesterday", "last_week", "daily", "active_days", "today"),
-        "rhythm": ("minute", "lag_6", "lag_12", "lag_18", "lag_24", "hourly", "gap", "gap_before", "same_gap", "same_gap_before"),
+        "rhythm": (
+            "minute",
+            "lag_6",
+            "lag_12",
+            "lag_18",
+            "lag_24",
+            "hourly",
+            "gap",
+            "gap_before",
+            "same_gap",
+            "same_gap_before",
+        ),
         "period": ("same_period", "near_period"),
         "group": ("group_base", "group_time", "group_returns", "group_surprise"),
         "surprise": ("surprise",),
@@ -33,11 +57,16 @@ FEATURES: Mapping[str, tuple[str, ...]] = MappingProxyType(
 )
 NAMES: tuple[str, ...] = tuple(name for names in FEATURES.values() for name in names)
 AGE_COLUMN = NAMES.index("age")
-_ALONE = np.ones(1, np.float32)
-_SIDES = np.ones(3, np.float32)
-_WIDE = np.exp(-0.5 * (np.arange(-9, 10) / 4.0) ** 2).astype(np.float32)
-_NEXT_HOUR = np.concatenate([np.zeros(7), np.ones(6)]).astype(np.float32)
-_LAST_HOUR = _NEXT_HOUR[::-1].copy()
+_FROM_NOW = np.arange(-9, 10)  # slots around the one that is decided
+_SLOW = np.stack(
+    [
+        np.exp(-0.5 * (_FROM_NOW / 4.0) ** 2),
+        _FROM_NOW == 0,
+        (_FROM_NOW >= 1) & (_FROM_NOW <= 6),
+        (_FROM_NOW >= -6) & (_FROM_NOW <= -1),
+    ]
+).astype(np.float32)
+_RECENT = np.stack([NEAR, [0, 1, 1, 1, 0], [0, 0, 1, 0, 0]]).astype(np.float32)
 _LONGEST_AGE = 5001
 
 
@@ -87,39 +116,41 @@ def _level(memory: Activity, found: dict[str, Floats], silent: int) -> Floats:
 def _group(memory: Activity, wall: WallTime, base: Floats, found: dict[str, Floats]) -> Floats:
     """What the groups of an endpoint do; returns the hazard that a new endpoint of theirs would have at this time."""
     group, row = memory.pair_group, memory.pair_row
-    usual = 1 / (1 + np.exp(-found["group_base"]))
-    events, chances = memory.return_groups.around(group, wall.off[row], wall.slot[row], NEAR)
-    now = memory.of_groups((events + 20 * usual[row]) / (chances + 20))
+    usual = chance(found["group_base"])
+    near = memory.group_returns.around(group, wall.off[row], wall.slot[row], NEAR[None, :])[:, 0]
+    now = memory.of_groups((near[:, 0] + 20 * usual[row]) / (near[:, 1] + 20))
     found["group_time"] = np.log(now / usual)
     size = np.maximum(np.bincount(group, minlength=len(memory.groups)), 1)
     found["group_returns"] = memory.of_groups((memory.in_groups(memory.returns[:, 0]) / size)[group])
     seen, expected = (memory.in_groups(memory.surprise[:, i]) for i in (0, 1))
     found["group_surprise"] = memory.of_groups(np.log((seen + 1) / (expected + 1))[group])
     found["surprise"] = np.log((memory.surprise[:, 0] + 0.3) / (memory.surprise[:, 1] + 0.3))
-    return 1 / (1 + np.exp(-found["base"] - found["group_time"]))
+    return chance(found["base"] + found["group_time"])
 
 
 def _time_of_day(memory: Activity, wall: WallTime, prior: Floats, found: dict[str, Floats]) -> None:
     rows, slot = memory.rows, wall.slot
-    events, chances = memory.return_recent.around(rows, wall.off, slot, NEAR)
-    day = (events + 3 * prior) / (chances + 3)
-    events, chances = memory.return_weekday.around(rows, wall.weekday, slot, NEAR)
-    found["hazard_day"], found["hazard_weekday"] = logit(day), logit((events + 2 * day) / (chances + 2))
-    events, chances = memory.return_slow.around(rows, wall.off, slot, _WIDE)
-    wide = (events + 6 * prior) / (chances + 6)
-    events, chances = memory.return_slow.around(rows, wall.off, slot, _ALONE)
-    found["hazard_wide"], found["hazard_narrow"] = logit(wide), logit((events + wide) / (chances + 1))
-    for name, table, kind, kernel in (
-        ("active_day", memory.active_recent, wall.off, _SIDES),
-        ("active_weekday", memory.active_weekday, wall.weekday, _SIDES),
-        ("active_wide", memory.active_slow, wall.off, _WIDE),
-        ("active_narrow", memory.active_recent, wall.off, _ALONE),
-        ("rise", memory.active_slow, wall.off, _NEXT_HOUR),
-        ("fall", memory.active_slow, wall.off, _LAST_HOUR),
-    ):
-        events, chances = table.around(rows, kind, slot, kernel)
-        found[name] = events / (chances + 0.5)
-    found["rise"] -= found["fall"]
+    smooth, sides, alone = memory.recent.around(rows, wall.off, slot, _RECENT).transpose(1, 2, 0)
+    day = _drawn(smooth, prior, 3)
+    found["hazard_day"], found["active_day"], found["active_narrow"] = logit(day), _share(sides), _share(alone)
+    smooth, sides = memory.weekdays.around(rows, wall.weekday, slot, _RECENT[:2]).transpose(1, 2, 0)
+    found["hazard_weekday"], found["active_weekday"] = logit(_drawn(smooth, day, 2)), _share(sides)
+    wide, alone, coming, gone = memory.slow.around(rows, wall.off, slot, _SLOW).transpose(1, 2, 0)
+    smooth_wide = _drawn(wide, prior, 6)
+    found["hazard_wide"], found["hazard_narrow"] = logit(smooth_wide), logit(_drawn(alone, smooth_wide, 1))
+    found["active_wide"], found["rise"] = _share(wide), _share(coming) - _share(gone)
+
+
+def _share(counts: Floats) -> Floats:
+    """Return the share of active slots."""
+    share: Floats = counts[0] / (counts[1] + 0.5)
+    return share
+
+
+def _drawn(counts: Floats, prior: Floats, weight: float) -> Floats:
+    """Return returns per slot at risk, drawn towards a prior that counts as many slots as `weight`."""
+    drawn: Floats = (counts[2] + weight * prior) / (counts[3] + weight)
+    return drawn
 
 
 def _age(memory: Activity, idle: Ints, found: dict[str, Floats]) -> None:
@@ -131,7 +162,9 @@ def _age(memory: Activity, idle: Ints, found: dict[str, Floats]) -> None:
     binned = (own[:, 0] + 3 * pooled) / (own[:, 1] + 3)
     exact = memory.by_exact_age[rows, np.minimum(idle, EXACT_AGES - 1)]
     found["hazard_age"] = logit(binned)
-    found["hazard_exact_age"] = logit(np.where(idle < EXACT_AGES, (exact[:, 0] + 2 * binned) / (exact[:, 1] + 2), binned))
+    found["hazard_exact_age"] = logit(
+        np.where(idle < EXACT_AGES, (exact[:, 0] + 2 * binned) / (exact[:, 1] + 2), binned)
+    )
     found["age"] = np.log1p(np.minimum(idle, _LONGEST_AGE))
 
 
@@ -153,7 +186,9 @@ def _rhythm(memory: Activity, wall: WallTime, idle: Ints, base: Floats, found: d
 
 def _calendar(memory: Activity, wall: WallTime, found: dict[str, Floats], silent: int) -> None:
     for name, slots in (("yesterday", DAY_SLOTS), ("last_week", WEEK_SLOTS)):
-        found[name] = np.minimum(1, 3 * _ago(memory, [slots - silent + side for side in (-1, 0, 1)], found["active_wide"]))
+        found[name] = np.minimum(
+            1, 3 * _ago(memory, [slots - silent + side for side in (-1, 0, 1)], found["active_wide"])
+        )
     days = [day * DAY_SLOTS - silent for day in range(1, 8)]
     found["daily"] = _ago(memory, days, found["active_wide"])
     kind = memory.days[memory.rows, wall.off]

@@ -59,7 +59,7 @@ class Forecast:
             raise Invalid(f"the slot at {at} was told already: tell slots in order, the next is {self._next}")
         while self._next is not None and self._next < at:
             self._observe(self._next, None)
-        self._observe(at, None if active is None else np.array([site.name in active for site in self.memory.sites], bool))
+        self._observe(at, None if active is None else self.memory.flags(active))
 
     def _observe(self, at: datetime, active: Flags | None) -> None:
         self._next = at + SLOT

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from agent.demand import logistic
-from agent.demand.arrays import Flags, Floats
+from agent.demand.arrays import Flags, Floats, chance
 from agent.demand.features import AGE_COLUMN, NAMES
 from agent.demand.logistic import Weights
 from agent.demand.samples import Training
@@ -68,5 +68,4 @@ def fit(training: Training, used: Flags, before: Hazard | None) -> Hazard | None
 def closed_form(columns: Floats) -> Floats:
     """Return the chance of a return without a fit: the hazard of the weekday and time, corrected by that of the idle age."""
     score = columns[:, _WEEKDAY] + 0.7 * (columns[:, _AGE] - columns[:, _BASE])
-    return 1 / (1 + np.exp(-np.clip(score, -30, 30)))
-
+    return chance(score)

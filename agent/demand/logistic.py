@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from agent.demand.arrays import Floats
+from agent.demand.arrays import Floats, chance
 
 _BLOCK = 8192  # rows expanded at a time: bounds the memory of a fit
 _ROUNDS = 12
@@ -43,8 +43,7 @@ def fit(rows: Floats, happened: Floats, counts: Floats, expand: Expand, start: W
 
 def probability(columns: Floats, weights: Weights) -> Floats:
     """Return the probabilities of expanded rows."""
-    score: Floats = np.clip(columns @ weights.astype(np.float32), -30, 30)
-    return 1 / (1 + np.exp(-score))
+    return chance(columns @ weights.astype(np.float32))
 
 
 def _evaluate(
@@ -56,9 +55,9 @@ def _evaluate(
     for first in range(0, len(rows), _BLOCK):
         block = slice(first, first + _BLOCK)
         columns = expand(rows[block])
-        chance = probability(columns, weights)
-        likely = np.where(happened[block] > 0, chance, 1 - chance)
+        expected = probability(columns, weights)
+        likely = np.where(happened[block] > 0, expected, 1 - expected)
         loss -= float(counts[block] @ np.log(np.maximum(likely, 1e-12)))
-        gradient += columns.T @ (counts[block] * (chance - happened[block]))
-        curvature += (columns * (counts[block] * chance * (1 - chance))[:, None]).T @ columns
+        gradient += columns.T @ (counts[block] * (expected - happened[block]))
+        curvature += (columns * (counts[block] * expected * (1 - expected))[:, None]).T @ columns
     return loss, gradient, curvature

@@ -17,7 +17,7 @@ LONG_IDLE_VALUE = 3.0  # a return after a long idle time is worth so many others
 _LOWEST, _STEP, _BINS = -14.0, 0.02, 900  # of the logarithm of a score
 _FORGET = decay(7 * DAY_SLOTS)
 _ENOUGH = 300  # idle slots before a price is set
-_GAIN = 0.05  # of the correction, for each slot and unit of overspent share
+_AT_ONCE, _BY_AND_BY = 3.0, 0.08  # rise of the price for a day overspent by the whole: now, and more with every slot
 _MOST = 3.0
 
 
@@ -35,6 +35,7 @@ class Price:
         self._spent = np.zeros((DAY_SLOTS, 2))  # warm idle and idle slots of the last day
         self._scores = np.zeros(_BINS)
         self._idle = 0.0
+        self._overspent = 0.0
         self._correction = 0.0
         self._slots = 0
         self._asked = np.inf
@@ -42,7 +43,7 @@ class Price:
     @property
     def value(self) -> float:
         """The lowest score that is bought."""
-        return self._asked + self._correction
+        return self._asked + self._correction + _AT_ONCE * self._overspent
 
     def pay(self, score: Floats, warm: Flags, age: Ints) -> None:
         """Enter a slot that is over: what was asked and bought in it, and for how long each endpoint had been idle at its end.
@@ -65,4 +66,5 @@ class Price:
         self._asked = _LOWEST + _STEP * int(np.searchsorted(-reached, -self.budget * self._idle))
         spent, idle = self._spent.sum(axis=0)
         if idle > _ENOUGH:
-            self._correction = float(np.clip(self._correction + _GAIN * (spent / idle - self.budget), -_MOST, _MOST))
+            self._overspent = float(spent / idle) - self.budget
+            self._correction = float(np.clip(self._correction + _BY_AND_BY * self._overspent, -_MOST, _MOST))

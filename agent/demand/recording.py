@@ -1,0 +1,105 @@
+"""Recorded traffic, and what a policy would have done with it. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import numpy as np
+
+from agent.demand.activity import REPORTED_LATE, RETURN_AFTER
+from agent.demand.arrays import Flags, Ints
+from agent.demand.price import LONG_IDLE
+from agent.demand.replay import Policy
+from agent.demand.wall import SLOT_SECONDS
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recorded:
+    """An endpoint of a recording."""
+
+    name: str
+    timezone: str
+    group: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recording:
+    """Who was active in each slot of ten minutes from `start` on."""
+
+    start: int  # seconds since 1970
+    endpoints: tuple[Recorded, ...]
+    active: Flags  # [endpoint, slot]
+    known: Flags  # [slot]; False where nothing was recorded
+    counted: Flags  # [slot]; False for those that are only learned from
+
+    def at(self, slot: int) -> datetime:
+        """Return when a slot begins."""
+        return datetime.fromtimestamp(self.start + slot * SLOT_SECONDS, UTC)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What being warm was good for, and what it cost, in the slots that count."""
+
+    returns: int
+    met: int
+    long_returns: int  # after at least four hours
+    long_met: int
+    idle_hours: float
+    wasted_hours: float
+
+
+def idle_before(recording: Recording) -> Ints:
+    """Return for each endpoint and slot how many idle slots came before it; -1 before the first use and after a gap until the next."""
+    before = np.full(recording.active.shape, -1, np.int64)
+    current = np.full(len(recording.active), -1, np.int64)
+    for slot in range(recording.active.shape[1]):
+        before[:, slot] = current
+        idle = np.where(current >= 0, current + 1, -1)
+        current = np.where(recording.active[:, slot], 0, idle) if recording.known[slot] else np.full_like(current, -1)
+    return before
+
+
+def step_through(recording: Recording, policy: Policy) -> Flags:
+    """Return who was warm [endpoint, slot] had a fresh policy decided, told of each slot two slots late."""
+    names = np.array([endpoint.name for endpoint in recording.endpoints])
+    warm = np.zeros(recording.active.shape, bool)
+    for slot in range(REPORTED_LATE, recording.active.shape[1]):
+        told = slot - REPORTED_LATE
+        observed = set(names[recording.active[:, told]].tolist()) if recording.known[told] else None
+        decided = policy.step(recording.at(slot), observed)
+        warm[:, slot] = [name in decided for name in names]
+    return warm
+
+
+def count(recording: Recording, warm: Flags, rows: Sequence[int] | None = None) -> Outcome:
+    """Count returns met warm and idle time paid for, of all endpoints or of some."""
+    chosen = np.arange(len(recording.endpoints)) if rows is None else np.array(rows)
+    before, active, held = idle_before(recording)[chosen], recording.active[chosen], warm[chosen]
+    counted = recording.counted & recording.known
+    returns = active & (before >= RETURN_AFTER) & counted
+    late = returns & (before >= LONG_IDLE)
+    idle = ~active & (before >= 0) & _long_enough(active, recording.known, before) & counted
+    hours = SLOT_SECONDS / 3600
+    return Outcome(
+        returns=int(returns.sum()),
+        met=int((returns & held).sum()),
+        long_returns=int(late.sum()),
+        long_met=int((late & held).sum()),
+        idle_hours=float(idle.sum()) * hours,
+        wasted_hours=float((idle & held).sum()) * hours,
+    )
+
+
+def _long_enough(active: Flags, known: Flags, before: Ints) -> Flags:
+    """Return where the run of idle slots around a slot is long enough to end in a return; one that nothing ends always is."""
+    slots = active.shape[1]
+    ends = np.full(len(active), -1, np.int64)  # slot of the use that ends the run; -1 for none
+    found = np.zeros(active.shape, bool)
+    for slot in reversed(range(slots)):
+        ends = np.where(active[:, slot], slot, ends) if known[slot] else np.full_like(ends, -1)
+        length = ends - slot + before[:, slot]
+        found[:, slot] = (ends < 0) | (length >= RETURN_AFTER)
+    return found

@@ -1,0 +1,61 @@
+"""When an idle endpoint is used next: the hazard rolled forward through silence. Pure.
+
+The further future is looked at in coarser steps: ten minutes for six hours, then half hours whose hazard holds for their three slots.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+import numpy as np
+
+from agent.demand.activity import NEVER
+from agent.demand.features import look
+from agent.demand.forecast import Forecast
+from agent.demand.wall import SLOT
+
+HORIZON = timedelta(hours=48)
+_FINE = 36  # slots
+_COARSE = 3  # slots
+QUANTILES = (0.1, 0.5, 0.9)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NextUse:
+    """Starts of the slots by which the next use has come with chances of 10, 50 and 90 %; None if not within the horizon."""
+
+    p10: datetime | None
+    p50: datetime | None
+    p90: datetime | None
+
+
+def next_use(forecast: Forecast, at: datetime, horizon: timedelta = HORIZON) -> Mapping[str, NextUse]:
+    """Return for every endpoint seen before when it is used next, for the slot at `at` that is two after the newest report."""
+    steps = _steps(horizon // SLOT)
+    quiet = np.zeros(len(forecast.memory.sites))  # logarithm of the chance of no use so far
+    chances = []
+    for slot, length in steps:
+        view = look(forecast.memory, at + slot * SLOT, silent=slot)
+        hazard = np.clip(forecast.hazard(view), 0, 1 - 1e-9)
+        quiet = quiet + length * np.log1p(-hazard)
+        chances.append(1 - np.exp(quiet))
+    used = np.array(chances).reshape(len(steps), -1)
+    starts = [at + slot * SLOT for slot, _ in steps]
+    found = {}
+    for row, site in enumerate(forecast.memory.sites):
+        if forecast.memory.age[row] < NEVER:
+            p10, p50, p90 = (_first(used[:, row] >= quantile, starts) for quantile in QUANTILES)
+            found[site.name] = NextUse(p10=p10, p50=p50, p90=p90)
+    return found
+
+
+def _steps(slots: int) -> list[tuple[int, int]]:
+    """Return first slot and length of every step."""
+    fine = [(slot, 1) for slot in range(min(slots, _FINE))]
+    return fine + [(slot, _COARSE) for slot in range(_FINE, slots, _COARSE)]
+
+
+def _first(reached: np.ndarray[tuple[int], np.dtype[np.bool_]], starts: list[datetime]) -> datetime | None:
+    return starts[int(reached.argmax())] if reached.any() else None

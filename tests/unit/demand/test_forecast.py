@@ -1,0 +1,207 @@
+from __future__ import annotations
+
+import importlib
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from agent.core.errors import Invalid
+from agent.demand import replay
+from agent.demand.activity import Activity
+from agent.demand.features import FEATURES, NAMES, look
+from agent.demand.forecast import Forecast
+from agent.demand.wall import SLOT
+from tests.unit.demand.traffic import START, Active, Recorded, every, never, office, play, sites, slots
+
+SHARED = Path(__file__).resolve().parents[4] / "shared" / "forecast"
+
+
+def fleet(count: int) -> list[Active]:
+    """Offices that open at different hours, some robots, and endpoints that are never used."""
+    return [(office(opens=7 + i % 4, jitter_seed=i), every(4 + i % 3, 20), never)[i % 3] for i in range(count)]
+
+
+@pytest.fixture(scope="module")
+def learned() -> tuple[Forecast, list[Active], list[frozenset[str]], list[datetime]]:
+    forecast, traffic, times = Forecast(sites(12), 0.25), fleet(12), slots(16)
+    return forecast, traffic, play(forecast, traffic, times), times
+
+
+def test_a_model_is_fitted_and_meets_most_returns_within_the_budget(
+    learned: tuple[Forecast, list[Active], list[frozenset[str]], list[datetime]],
+) -> None:
+    forecast, traffic, decided, times = learned
+    assert forecast.model is not None
+    met = missed = wasted = idle = 0
+    for row, active in enumerate(traffic):
+        happened = [active(at) for at in times]
+        for i in range(9 * 144, len(times) - 2):
+            quiet = not any(happened[i - 3 : i])
+            warm = f"e{row}" in decided[i - 2]
+            met += happened[i] and quiet and warm
+            missed += happened[i] and quiet and not warm
+            counts = any(happened[:i]) and quiet and not happened[i]
+            idle, wasted = idle + counts, wasted + (counts and warm)
+    assert met / (met + missed) > 0.9, "regular offices and robots are easy"
+    assert wasted / idle < 0.3
+
+
+def test_an_endpoint_never_used_is_never_warm(
+    learned: tuple[Forecast, list[Active], list[frozenset[str]], list[datetime]],
+) -> None:
+    assert not any("e2" in names for names in learned[2])
+
+
+def test_the_same_traffic_gives_the_same_decisions() -> None:
+    runs = [play(Forecast(sites(6), 0.2), fleet(6), slots(5)) for _ in range(2)]
+    assert runs[0] == runs[1]
+
+
+def test_the_order_of_the_endpoints_changes_nothing() -> None:
+    traffic, times = fleet(6), slots(5)
+    straight = play(Forecast(sites(6), 0.2), traffic, times)
+    backwards = play(Forecast(sites(6)[::-1], 0.2), traffic[::-1], times)
+    assert sum(a != b for a, b in zip(straight, backwards, strict=True)) <= 2, (
+        "sums of floats in another order may tip a tie"
+    )
+
+
+def test_no_decision_depends_on_what_is_not_reported_yet() -> None:
+    traffic, times, cut = fleet(6), slots(6), 5 * 144
+    changed = [lambda at, a=a: a(at) if at < times[cut] else not a(at) for a in traffic]
+    past, other = (play(Forecast(sites(6), 0.2), each, times) for each in (traffic, changed))
+    assert past[:cut] == other[:cut]
+    assert past[cut:] != other[cut:]
+
+
+def test_before_there_is_training_data_the_closed_form_decides() -> None:
+    forecast = Forecast(sites(3), 0.3)
+    decided = play(forecast, [office(), office(jitter_seed=1), every(4)], slots(8), refit=False)
+    assert forecast.model is None
+    nine = next(i for i, at in enumerate(slots(8)) if at == START + timedelta(days=7, hours=9)) - 2
+    assert {"e0", "e1"} <= decided[nine]
+
+
+def test_a_fit_is_refused_without_returns_to_learn_from() -> None:
+    forecast = Forecast(sites(2), 0.2)
+    play(forecast, [never, never], slots(4))
+    assert not forecast.refit()
+    assert forecast.model is None
+
+
+def test_a_window_that_moves_is_found_within_a_day() -> None:
+    def moved(at: datetime) -> bool:
+        return office(opens=9)(at) if at < START + timedelta(days=21) else office(opens=6, closes=14)(at)
+
+    traffic: list[Active] = [moved, *(office(opens=8 + i % 3, jitter_seed=i) for i in range(1, 8))]
+    times = slots(24)
+    decided = play(Forecast(sites(8), 0.3), traffic, times)
+    at = {slot: i for i, slot in enumerate(times)}
+    second_morning = START + timedelta(days=22, hours=6)
+    assert "e0" in decided[at[second_morning] - 2]
+
+
+def test_gaps_are_unknown_and_teach_nothing() -> None:
+    memory, at = Activity(sites(2)), START
+    quiet, busy = np.array([False, False]), np.array([True, True])
+    for _ in range(10):
+        memory.observe(at, busy)
+        at += SLOT
+    before = (memory.base.copy(), memory.slow.counts.copy(), memory.by_age.copy())
+    for _ in range(20):
+        assert memory.observe(at, None) is None
+        at += SLOT
+    assert all(
+        np.array_equal(a, b) for a, b in zip(before, (memory.base, memory.slow.counts, memory.by_age), strict=True)
+    )
+    for _ in range(5):
+        outcome = memory.observe(at, quiet)
+        at += SLOT
+        assert outcome is not None
+        assert not outcome.at_risk.any(), "who knows when it was used last"
+    memory.observe(at, busy)
+    for _ in range(4):
+        outcome = memory.observe(at, quiet)
+    assert outcome is not None
+    assert outcome.at_risk.all()
+
+
+def test_slots_left_out_are_unknown_and_older_ones_refused() -> None:
+    forecast = Forecast(sites(1), 0.2)
+    forecast.observe(START, {"e0"})
+    forecast.observe(START + 5 * SLOT, set())
+    assert forecast.memory.slots == 6
+    assert forecast.memory.ring_known[:6].tolist() == [True, False, False, False, False, True]
+    with pytest.raises(Invalid, match="tell slots in order"):
+        forecast.observe(START, set())
+
+
+def test_a_new_endpoint_borrows_from_its_group() -> None:
+    memory, busy = Activity(sites(4)), office()
+    for at in slots(14):
+        memory.observe(at, np.full(4, busy(at)))
+    memory.resettle([*sites(5), *sites(6, group="others")[5:]])
+    wednesday = START + timedelta(days=16, hours=9)
+    for at in slots(2.375, START + timedelta(days=14))[:-2]:
+        memory.observe(at, np.array([busy(at)] * 4 + [False, False]))
+    columns = look(memory, wednesday).columns
+    group_time, group_base = columns[:, NAMES.index("group_time")], columns[:, NAMES.index("group_base")]
+    assert group_time[4] == group_time[0] > 1, "a colleague of the four: it is their time of the day"
+    assert group_time[4] + group_base[4] > group_time[5] + group_base[5] + 0.5
+    hazard = columns[:, NAMES.index("hazard_day")]
+    assert hazard[4] > hazard[5] + 0.5
+
+
+def test_leaving_endpoints_are_forgotten_and_the_others_keep_their_memory() -> None:
+    memory = Activity(sites(3))
+    for at in slots(2):
+        memory.observe(at, np.array([office()(at), every(4)(at), every(6)(at)]))
+    age, base = memory.age.copy(), memory.base.copy()
+    memory.resettle([memory.sites[2], memory.sites[0]])
+    assert memory.age.tolist() == [age[2], age[0]]
+    assert np.array_equal(memory.base, base[[2, 0]])
+
+
+def test_every_feature_belongs_to_one_idea_and_can_be_left_out() -> None:
+    assert len(set(NAMES)) == len(NAMES)
+    without = Forecast(sites(6), 0.2, without=["rhythm", "period"])
+    play(without, fleet(6), slots(13), refit=False)
+    assert without.refit()
+    assert without.model is not None
+    left_out = len(FEATURES["rhythm"]) + len(FEATURES["period"])
+    assert without.model.used.sum() == len(NAMES) - left_out
+
+
+def test_slots_of_another_length_are_refused() -> None:
+    with pytest.raises(Invalid, match="slots of 300 s cannot be replayed"):
+        replay.policy([Recorded("a", "UTC", "g")], 300, 0.2)
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason="the recorded traces are not beside this checkout")
+def test_half_a_recorded_trace_is_met_within_its_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(SHARED))
+    score = importlib.import_module("score")
+    trace = score.load_trace(SHARED / "traces" / "servegen_mid_small")
+    few = list(range(0, len(trace.endpoints), 3))
+    part = score.Trace(
+        trace.name,
+        trace.slot_seconds,
+        trace.start_epoch_s,
+        [trace.endpoints[i] for i in few],
+        trace.demand[few],
+        trace.known,
+        trace.evaluated,
+    )
+    result = score.run_warmth(part, replay.policy, 0.2)
+    assert result["waste_pct"] <= 23
+    assert result["warm_pct"] >= 76
+    assert result["warm_after_4h_pct"] >= 52
+
+
+def test_times_are_wall_clock_times() -> None:
+    summer = datetime(2026, 7, 1, 7, tzinfo=UTC)
+    memory = Activity(sites(1, zone="Europe/Berlin"))
+    assert memory.clock.at(summer).slot.tolist() == [9 * 6]
+    assert memory.clock.at(summer - timedelta(days=180)).slot.tolist() == [8 * 6]
