@@ -95,8 +95,12 @@ def _recording(
 
 
 def _rows(path: Path) -> Iterator[dict[str, str]]:
-    with path.open("rb") as raw, gzip.open(raw) if path.suffix == ".gz" else raw as data:
-        yield from csv.DictReader(io.TextIOWrapper(data, newline=""))
+    with (
+        path.open("rb") as raw,
+        gzip.open(raw) if path.suffix == ".gz" else raw as data,
+        io.TextIOWrapper(data, newline="") as lines,
+    ):
+        yield from csv.DictReader(lines)
 
 
 def _field(row: dict[str, str], name: str, where: object) -> str:
