@@ -51,7 +51,12 @@ def run(options: argparse.Namespace) -> int:
         raise Invalid(
             f"{options.trace} ends before {options.learn_days} days of learning are over: record longer, or set --learn-days"
         )
-    lines = [_line(budget, _replayed(recording, budget), options.cold_seconds, size) for budget in budgets]
+    policy = replay.policy(recording.endpoints, SLOT_SECONDS, *budgets)
+    warm = step_through(recording, policy)
+    lines = [
+        _line(budget, count(recording, each), options.cold_seconds, size)
+        for budget, each in zip(budgets, warm, strict=True)
+    ]
     proposed = list(proposals(recording))
     if options.html:
         options.html.write_text(page(lines))
@@ -60,11 +65,6 @@ def run(options: argparse.Namespace) -> int:
     else:
         _print(recording, lines, proposed)
     return 0
-
-
-def _replayed(recording: Recording, budget: float) -> Outcome:
-    policy = replay.policy(recording.endpoints, SLOT_SECONDS, budget)
-    return count(recording, step_through(recording, policy))
 
 
 def _line(budget: float, outcome: Outcome, cold_seconds: float, size: int) -> dict[str, float]:

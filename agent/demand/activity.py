@@ -25,7 +25,9 @@ AGE_BINS = len(AGE_EDGES) + 1
 EXACT_AGES = 150  # slots: ages that have a hazard of their own, a little more than a day
 RING = WEEK_SLOTS + 16
 SHARE_HALF_LIVES = (6, 24, 144, 1008, 4032)  # slots
+SHARE_DECAYS = np.array([decay(slots) for slots in SHARE_HALF_LIVES], np.float32)
 RETURN_HALF_LIVES = (36, 288, 2016)  # slots
+RETURN_DECAYS = np.array([decay(slots) for slots in RETURN_HALF_LIVES], np.float32)
 _RHYTHM_DECAY = 0.5 ** (1 / 10)  # a day
 _BASE_DECAY = decay(7 * DAY_SLOTS)
 _SURPRISE_DECAY = decay(18)
@@ -168,12 +170,9 @@ class Activity:
 
     def _note_levels(self, active: Flags, at_risk: Flags, returned: Flags) -> None:
         self.base = self.base * np.float32(_BASE_DECAY) + np.stack([returned, at_risk], axis=1)
-        shrink = np.array([decay(slots) for slots in SHARE_HALF_LIVES], np.float32)
-        self.shares = self.shares * shrink + active[:, None]
-        self.share_chances = self.share_chances * shrink + 1
-        self.returns = (
-            self.returns * np.array([decay(slots) for slots in RETURN_HALF_LIVES], np.float32) + returned[:, None]
-        )
+        self.shares = self.shares * SHARE_DECAYS + active[:, None]
+        self.share_chances = self.share_chances * SHARE_DECAYS + 1
+        self.returns = self.returns * RETURN_DECAYS + returned[:, None]
 
     def _note_days(self, wall: WallTime, active: Flags) -> None:
         """Where a day has ended, enter whether the endpoint was active in it."""
@@ -201,12 +200,12 @@ class Activity:
         self.ring_known[self.slots % RING] = True
         self.slots += 1
 
-    def ago(self, lags: Iterable[int]) -> tuple[Floats, int]:
-        """Return how many of the slots `lags` before the one that is decided were active, and how many of them are known."""
+    def ago(self, lags: Ints) -> tuple[Floats, Flags]:
+        """Return who was active in the slots `lags` before the one that is decided [row, lag], and which of these are known."""
         newest = self.slots - 1 + REPORTED_LATE
-        at = [(newest - lag) % RING for lag in lags if REPORTED_LATE <= lag <= min(newest, RING)]
-        known = [column for column in at if self.ring_known[column]]
-        return self.ring[:, known].sum(axis=1), len(known)
+        at = (newest - lags) % RING
+        known = self.ring_known[at] & (lags >= REPORTED_LATE) & (lags <= min(newest, RING))
+        return self.ring[:, at] * known, known
 
     def resettle(self, sites: Sequence[Site]) -> None:
         """Go on with these endpoints: those known already keep their memory, new ones have none, others are forgotten."""

@@ -17,12 +17,14 @@ from agent.demand.activity import (
     EXACT_AGES,
     NEAR,
     REPORTED_LATE,
+    RETURN_DECAYS,
     RETURN_HALF_LIVES,
+    SHARE_DECAYS,
     SHARE_HALF_LIVES,
     Activity,
     age_bin,
 )
-from agent.demand.arrays import Floats, Ints, chance, decay, logit
+from agent.demand.arrays import Floats, Ints, logit
 from agent.demand.wall import DAY_SLOTS, WEEK_SLOTS, WallTime
 
 FEATURES: Mapping[str, tuple[str, ...]] = MappingProxyType(
@@ -68,6 +70,21 @@ _SLOW = np.stack(
 ).astype(np.float32)
 _RECENT = np.stack([NEAR, [0, 1, 1, 1, 0], [0, 0, 1, 0, 0]]).astype(np.float32)
 _LONGEST_AGE = 5001
+_LOGITS = [i for i, name in enumerate(NAMES) if name.startswith("hazard_") or name in ("base", "group_base")]
+_LAGS: Mapping[str, tuple[int, ...]] = MappingProxyType(
+    {
+        "lag_6": (6,),
+        "lag_12": (12,),
+        "lag_18": (18,),
+        "lag_24": (24,),
+        "hourly": tuple(range(6, 150, 6)),
+        "yesterday": tuple(DAY_SLOTS + side for side in (-1, 0, 1)),
+        "last_week": tuple(WEEK_SLOTS + side for side in (-1, 0, 1)),
+        "daily": tuple(day * DAY_SLOTS for day in range(1, 8)),
+    }
+)
+_ALL_LAGS = np.array([lag for lags in _LAGS.values() for lag in lags])
+_OF_NAME = np.repeat(np.eye(len(_LAGS), dtype=np.float32), [len(lags) for lags in _LAGS.values()], axis=0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,9 +108,11 @@ def look(memory: Activity, at: datetime, silent: int = 0) -> View:
     around = _group(memory, wall, base, found)
     _time_of_day(memory, wall, around, found)
     _age(memory, idle, found)
+    _ago(memory, found, silent)
     _rhythm(memory, wall, idle, base, found, silent)
-    _calendar(memory, wall, found, silent)
+    _calendar(memory, wall, found)
     columns = np.stack([found[name] for name in NAMES], axis=1, dtype=np.float32, casting="unsafe")
+    columns[:, _LOGITS] = logit(columns[:, _LOGITS])
     return View(at=at, idle=idle, columns=columns)
 
 
@@ -102,13 +121,12 @@ def _level(memory: Activity, found: dict[str, Floats], silent: int) -> Floats:
     fleet = (memory.base[:, 0].sum() + 0.1) / (memory.base[:, 1].sum() + 10)
     returns, chances = (memory.in_groups(memory.base[:, i]) for i in (0, 1))
     group = memory.of_groups(((returns + 20 * fleet) / (chances + 20))[memory.pair_group])
-    base = (memory.base[:, 0] + 20 * group) / (memory.base[:, 1] + 20)
-    found["base"], found["group_base"] = logit(base), logit(group)
-    for i, half_life in enumerate(SHARE_HALF_LIVES):
-        share = memory.shares[:, i] * decay(half_life) ** silent
-        found[f"share_{half_life}"] = np.log((share + 0.1) / (memory.share_chances[i] + 1))
-    for i, half_life in enumerate(RETURN_HALF_LIVES):
-        found[f"returns_{half_life}"] = np.log(memory.returns[:, i] * decay(half_life) ** silent + 0.1)
+    base: Floats = (memory.base[:, 0] + 20 * group) / (memory.base[:, 1] + 20)
+    found["base"], found["group_base"] = base, group
+    shares = np.log((memory.shares * SHARE_DECAYS**silent + 0.1) / (memory.share_chances + 1))
+    found.update((f"share_{half_life}", shares[:, i]) for i, half_life in enumerate(SHARE_HALF_LIVES))
+    recent = np.log(memory.returns * RETURN_DECAYS**silent + 0.1)
+    found.update((f"returns_{half_life}", recent[:, i]) for i, half_life in enumerate(RETURN_HALF_LIVES))
     found["burst"] = np.log1p(memory.burst)
     return base
 
@@ -116,7 +134,7 @@ def _level(memory: Activity, found: dict[str, Floats], silent: int) -> Floats:
 def _group(memory: Activity, wall: WallTime, base: Floats, found: dict[str, Floats]) -> Floats:
     """What the groups of an endpoint do; returns the hazard that a new endpoint of theirs would have at this time."""
     group, row = memory.pair_group, memory.pair_row
-    usual = chance(found["group_base"])
+    usual = found["group_base"]
     near = memory.group_returns.around(group, wall.off[row], wall.slot[row], NEAR[None, :])[:, 0]
     now = memory.of_groups((near[:, 0] + 20 * usual[row]) / (near[:, 1] + 20))
     found["group_time"] = np.log(now / usual)
@@ -125,19 +143,21 @@ def _group(memory: Activity, wall: WallTime, base: Floats, found: dict[str, Floa
     seen, expected = (memory.in_groups(memory.surprise[:, i]) for i in (0, 1))
     found["group_surprise"] = memory.of_groups(np.log((seen + 1) / (expected + 1))[group])
     found["surprise"] = np.log((memory.surprise[:, 0] + 0.3) / (memory.surprise[:, 1] + 0.3))
-    return chance(found["base"] + found["group_time"])
+    odds = base / (1 - base) * now / usual
+    around: Floats = odds / (1 + odds)
+    return around
 
 
 def _time_of_day(memory: Activity, wall: WallTime, prior: Floats, found: dict[str, Floats]) -> None:
     rows, slot = memory.rows, wall.slot
     smooth, sides, alone = memory.recent.around(rows, wall.off, slot, _RECENT).transpose(1, 2, 0)
     day = _drawn(smooth, prior, 3)
-    found["hazard_day"], found["active_day"], found["active_narrow"] = logit(day), _share(sides), _share(alone)
+    found["hazard_day"], found["active_day"], found["active_narrow"] = day, _share(sides), _share(alone)
     smooth, sides = memory.weekdays.around(rows, wall.weekday, slot, _RECENT[:2]).transpose(1, 2, 0)
-    found["hazard_weekday"], found["active_weekday"] = logit(_drawn(smooth, day, 2)), _share(sides)
+    found["hazard_weekday"], found["active_weekday"] = _drawn(smooth, day, 2), _share(sides)
     wide, alone, coming, gone = memory.slow.around(rows, wall.off, slot, _SLOW).transpose(1, 2, 0)
-    smooth_wide = _drawn(wide, prior, 6)
-    found["hazard_wide"], found["hazard_narrow"] = logit(smooth_wide), logit(_drawn(alone, smooth_wide, 1))
+    found["hazard_wide"] = _drawn(wide, prior, 6)
+    found["hazard_narrow"] = _drawn(alone, found["hazard_wide"], 1)
     found["active_wide"], found["rise"] = _share(wide), _share(coming) - _share(gone)
 
 
@@ -161,45 +181,42 @@ def _age(memory: Activity, idle: Ints, found: dict[str, Floats]) -> None:
     own = memory.by_age[rows, bins]
     binned = (own[:, 0] + 3 * pooled) / (own[:, 1] + 3)
     exact = memory.by_exact_age[rows, np.minimum(idle, EXACT_AGES - 1)]
-    found["hazard_age"] = logit(binned)
-    found["hazard_exact_age"] = logit(
-        np.where(idle < EXACT_AGES, (exact[:, 0] + 2 * binned) / (exact[:, 1] + 2), binned)
-    )
+    found["hazard_age"] = binned
+    found["hazard_exact_age"] = np.where(idle < EXACT_AGES, (exact[:, 0] + 2 * binned) / (exact[:, 1] + 2), binned)
     found["age"] = np.log1p(np.minimum(idle, _LONGEST_AGE))
+
+
+def _ago(memory: Activity, found: dict[str, Floats], silent: int) -> None:
+    """The share of known slots so long ago that were active; where none is known, what is usual now."""
+    lags = _ALL_LAGS - silent
+    active, known = memory.ago(lags)
+    events, chances = (
+        active @ _OF_NAME,
+        (known | (lags < REPORTED_LATE)) @ _OF_NAME,
+    )  # the silence assumed is known, too
+    for i, name in enumerate(_LAGS):
+        found[name] = events[:, i] / chances[i] if chances[i] else found["active_wide"]
+    for name in ("yesterday", "last_week"):
+        found[name] = np.minimum(1, 3 * found[name])
 
 
 def _rhythm(memory: Activity, wall: WallTime, idle: Ints, base: Floats, found: dict[str, Floats], silent: int) -> None:
     """Traffic by the clock of a machine: at a minute of the hour, or so long after the last time."""
     minute = memory.by_minute[memory.rows, wall.slot % 6]
-    found["minute"] = logit((minute[:, 0] + 5 * base) / (minute[:, 1] + 5)) - found["base"]
-    for lag in (6, 12, 18, 24):
-        found[f"lag_{lag}"] = _ago(memory, [lag - silent], found["active_wide"])
-    found["hourly"] = _ago(memory, [lag - silent for lag in range(6, 150, 6)], found["active_wide"])
-    for gap, name in ((memory.last_gaps[:, 0], "gap"), (memory.last_gaps[:, 1], "gap_before")):
-        found[name] = np.where(gap > 0, np.exp(-6 * np.abs(np.log((idle + 1) / (gap + 1)))), 0)
-        found["same_" + name] = (idle == gap).astype(np.float32)
+    found["minute"] = logit((minute[:, 0] + 5 * base) / (minute[:, 1] + 5)) - logit(base)
+    apart = np.abs(np.log((idle[:, None] + 1) / (memory.last_gaps + 1)))
+    alike = np.where(memory.last_gaps > 0, np.exp(-6 * apart), 0)
+    same = memory.last_gaps == idle[:, None]
+    found["gap"], found["gap_before"] = alike.T
+    found["same_gap"], found["same_gap_before"] = same.T
     off = memory.slots - 1 + REPORTED_LATE + silent - memory.last_start - memory.period
     known = memory.period > 0
-    found["same_period"] = (known & (off == 0)).astype(np.float32)
-    found["near_period"] = (known & (np.abs(off) <= 1)).astype(np.float32)
+    found["same_period"], found["near_period"] = known & (off == 0), known & (np.abs(off) <= 1)
 
 
-def _calendar(memory: Activity, wall: WallTime, found: dict[str, Floats], silent: int) -> None:
-    for name, slots in (("yesterday", DAY_SLOTS), ("last_week", WEEK_SLOTS)):
-        found[name] = np.minimum(
-            1, 3 * _ago(memory, [slots - silent + side for side in (-1, 0, 1)], found["active_wide"])
-        )
-    days = [day * DAY_SLOTS - silent for day in range(1, 8)]
-    found["daily"] = _ago(memory, days, found["active_wide"])
+def _calendar(memory: Activity, wall: WallTime, found: dict[str, Floats]) -> None:
     kind = memory.days[memory.rows, wall.off]
     found["active_days"] = (kind[:, 0] + 0.5) / (kind[:, 1] + 1)
-    found["today"] = (memory.today & (wall.weekday == memory.weekday)).astype(np.float32)
+    found["today"] = memory.today & (wall.weekday == memory.weekday)
     angle = 2 * np.pi * wall.slot / DAY_SLOTS
     found["off"], found["sin"], found["cos"] = wall.off.astype(np.float32), np.sin(angle), np.cos(angle)
-
-
-def _ago(memory: Activity, lags: list[int], otherwise: Floats) -> Floats:
-    """Return the share of the known slots so long ago that were active; where none is known, what is usual now."""
-    events, known = memory.ago(lags)
-    known += sum(lag < REPORTED_LATE for lag in lags)  # the silence that is assumed
-    return events / known if known else otherwise

@@ -27,19 +27,19 @@ _NEW_ROWS = 0.01  # a day that adds a smaller share of rows is no reason to fit 
 class _Decision:
     view: View
     score: Floats
-    warm: Flags
+    warm: list[Flags]  # for each price
 
 
 class Forecast:
     """Hazards, prices and decisions for a set of endpoints; deterministic, and all of its state is memory."""
 
     def __init__(
-        self, sites: Sequence[Site], budget: float, day_off: DayOff = weekend, without: Collection[str] = ()
+        self, sites: Sequence[Site], budgets: Sequence[float], day_off: DayOff = weekend, without: Collection[str] = ()
     ) -> None:
-        """Begin without any knowledge. `without` names ideas of FEATURES to leave out."""
+        """Begin without any knowledge. Each tier has a budget; `without` names ideas of FEATURES to leave out."""
         self.memory = Activity(sites, day_off)
         self.model: Hazard | None = None
-        self.price = Price(budget)
+        self.prices = tuple(Price(budget) for budget in budgets)
         left_out = {name for idea in without for name in FEATURES[idea]}
         self._used = np.array([name not in left_out for name in NAMES])
         self._samples = Samples(len(sites), len(NAMES))
@@ -70,16 +70,18 @@ class Forecast:
         if self.memory.slots > _LEARN_AFTER:
             rows = outcome.at_risk & (decision.view.idle >= RETURN_AFTER)
             self._samples.add(decision.view.columns[rows], outcome.returned[rows])
-        self.price.pay(decision.score, decision.warm, np.where(self.memory.certain, self.memory.age, 0))
+        age = np.where(self.memory.certain, self.memory.age, 0)
+        for price, warm in zip(self.prices, decision.warm, strict=True):
+            price.pay(decision.score, warm, age)
 
-    def decide(self, at: datetime) -> frozenset[str]:
-        """Return the endpoints worth being warm in the slot that begins at `at`, two slots after the newest that was told."""
+    def decide(self, at: datetime) -> tuple[frozenset[str], ...]:
+        """Return for each budget who is worth being warm in the slot that begins at `at`, two slots after the newest that was told."""
         view = look(self.memory, at)
         score = scores(self.hazard(view), view.idle)
         score = np.where(self.memory.age < NEVER, score, -np.inf)
-        warm = score >= self.price.value
+        warm = [score >= price.value for price in self.prices]
         self._pending.append(_Decision(view, score, warm))
-        return frozenset(self.memory.sites[row].name for row in np.flatnonzero(warm))
+        return tuple(frozenset(self.memory.sites[row].name for row in np.flatnonzero(each)) for each in warm)
 
     def hazard(self, view: View) -> Floats:
         """Return the chance that each endpoint returns in the slot of the view."""

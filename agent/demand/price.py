@@ -1,10 +1,13 @@
 """What a slot of warmth must be worth to be bought: the price that spends a budget of idle time. Pure.
 
 The best that a budget can buy is one price for all endpoints and all times: a quiet weekend should not be made as warm as a morning.
-So the price is the score that the budget reached over the last weeks, and what was really spent over the last day corrects it.
+So the price is the score that the budget reached over the last weeks, and what was really spent over these weeks corrects it: a correction
+by the last day would take from Monday what Sunday left.
 """
 
 from __future__ import annotations
+
+from collections import deque
 
 import numpy as np
 
@@ -15,9 +18,13 @@ from agent.demand.wall import DAY_SLOTS
 LONG_IDLE = 24  # slots: 4 hours
 LONG_IDLE_VALUE = 3.0  # a return after a long idle time is worth so many others: nothing else would have kept it warm
 _LOWEST, _STEP, _BINS = -14.0, 0.02, 900  # of the logarithm of a score
-_FORGET = decay(7 * DAY_SLOTS)
+_LONGEST_HALF_LIFE = 21 * DAY_SLOTS
+_OF_HISTORY = 1 / 6  # the half-life is this share of what history there is: a young price is quick, an old one steady
 _ENOUGH = 300  # idle slots before a price is set
-_AT_ONCE, _BY_AND_BY = 3.0, 0.08  # rise of the price for a day overspent by the whole: now, and more with every slot
+_AT_ONCE, _BY_AND_BY = (
+    3.0,
+    0.02,
+)  # rise of the price for a budget overspent by all there is: now, and more with every slot
 _MOST = 3.0
 
 
@@ -32,13 +39,14 @@ class Price:
 
     def __init__(self, budget: float) -> None:
         self.budget = budget
-        self._spent = np.zeros((DAY_SLOTS, 2))  # warm idle and idle slots of the last day
         self._scores = np.zeros(_BINS)
         self._idle = 0.0
+        self._spent = 0.0  # idle slots that were warm
+        self._asked = np.inf
         self._overspent = 0.0
         self._correction = 0.0
         self._slots = 0
-        self._asked = np.inf
+        self._unsettled: deque[tuple[Floats, Flags]] = deque(maxlen=RETURN_AFTER - 1)
 
     @property
     def value(self) -> float:
@@ -50,21 +58,22 @@ class Price:
 
         An idle time counts from its first slot, but only once it is long enough for a return.
         """
-        counted = (age >= RETURN_AFTER) & np.isfinite(score)
-        idle = float((age >= RETURN_AFTER).sum() + (RETURN_AFTER - 1) * (age == RETURN_AFTER).sum())
-        bins = np.clip((score[counted] - _LOWEST) / _STEP, 0, _BINS - 1).astype(np.int64)
-        self._scores = self._scores * _FORGET + np.bincount(bins, minlength=_BINS)
-        self._idle = self._idle * _FORGET + idle
-        self._spent[self._slots % DAY_SLOTS] = (warm & counted).sum(), idle
+        entries = [(score, warm, age >= RETURN_AFTER), *((*each, age == RETURN_AFTER) for each in self._unsettled)]
+        self._unsettled.append((score, warm))
+        idle = sum(int(settled.sum()) for _, _, settled in entries)
+        spent = sum(int((settled & bought & np.isfinite(asked)).sum()) for asked, bought, settled in entries)
+        counted = np.concatenate([asked[settled & np.isfinite(asked)] for asked, _, settled in entries])
+        bins = np.clip((counted - _LOWEST) / _STEP, 0, _BINS - 1).astype(np.int64)
         self._slots += 1
-        self._renew()
+        forget = decay(min(max(_OF_HISTORY * self._slots, DAY_SLOTS), _LONGEST_HALF_LIFE))
+        self._scores = self._scores * forget + np.bincount(bins, minlength=_BINS)
+        self._idle = self._idle * forget + idle
+        self._spent = self._spent * forget + spent
+        if self._idle > _ENOUGH:
+            self._renew()
 
     def _renew(self) -> None:
-        if self._idle <= _ENOUGH:
-            return
         reached = np.cumsum(self._scores[::-1])[::-1]  # idle slots at this score or above
         self._asked = _LOWEST + _STEP * int(np.searchsorted(-reached, -self.budget * self._idle))
-        spent, idle = self._spent.sum(axis=0)
-        if idle > _ENOUGH:
-            self._overspent = float(spent / idle) - self.budget
-            self._correction = float(np.clip(self._correction + _BY_AND_BY * self._overspent, -_MOST, _MOST))
+        self._overspent = self._spent / self._idle - self.budget
+        self._correction = float(np.clip(self._correction + _BY_AND_BY * self._overspent, -_MOST, _MOST))

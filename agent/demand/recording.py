@@ -62,15 +62,16 @@ def idle_before(recording: Recording) -> Ints:
     return before
 
 
-def step_through(recording: Recording, policy: Policy) -> Flags:
-    """Return who was warm [endpoint, slot] had a fresh policy decided, told of each slot two slots late."""
+def step_through(recording: Recording, policy: Policy) -> list[Flags]:
+    """Return for each budget who was warm [endpoint, slot] had a fresh policy decided, told of each slot two slots late."""
     names = np.array([endpoint.name for endpoint in recording.endpoints])
-    warm = np.zeros(recording.active.shape, bool)
+    warm = [np.zeros(recording.active.shape, bool) for _ in policy.forecast.prices]
     for slot in range(REPORTED_LATE, recording.active.shape[1]):
         told = slot - REPORTED_LATE
         observed = set(names[recording.active[:, told]].tolist()) if recording.known[told] else None
-        decided = policy.step(recording.at(slot), observed)
-        warm[:, slot] = [name in decided for name in names]
+        decided = policy.step_all(recording.at(slot), observed)
+        for each, who in zip(warm, decided, strict=True):
+            each[:, slot] = [name in who for name in names]
     return warm
 
 

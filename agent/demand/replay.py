@@ -1,6 +1,7 @@
 """The forecast as a policy that is stepped through recorded traffic: the code the planner runs, and nothing besides.
 
-`policy(endpoints, slot_seconds, budget)` makes one; endpoints have a name, a time zone and a group.
+`policy(endpoints, slot_seconds, budget)` makes one; endpoints have a name, a time zone and a group. Several budgets share all but
+their prices.
 """
 
 from __future__ import annotations
@@ -34,14 +35,18 @@ class Policy:
 
     def step(self, slot_start: datetime, observed: Collection[str] | None) -> frozenset[str]:
         """Return who should be warm in the slot at `slot_start`; `observed` are those active two slots before (None: unknown)."""
+        return self.step_all(slot_start, observed)[0]
+
+    def step_all(self, slot_start: datetime, observed: Collection[str] | None) -> tuple[frozenset[str], ...]:
+        """Return the same for every budget."""
         self.forecast.observe(slot_start - REPORTED_LATE * SLOT, observed)
         if self.forecast.refit_is_due(slot_start):
             self.forecast.refit()
         return self.forecast.decide(slot_start)
 
 
-def policy(endpoints: Sequence[Recorded], slot_seconds: int, budget: float, without: Collection[str] = ()) -> Policy:
-    """Return a fresh policy; `without` leaves out ideas of features.
+def policy(endpoints: Sequence[Recorded], slot_seconds: int, *budgets: float, without: Collection[str] = ()) -> Policy:
+    """Return a fresh policy for one budget or several; `without` leaves out ideas of features.
 
     Raises:
         Invalid: for slots of another length than the forecast's.
@@ -49,4 +54,4 @@ def policy(endpoints: Sequence[Recorded], slot_seconds: int, budget: float, with
     if slot_seconds != SLOT_SECONDS:
         raise Invalid(f"slots of {slot_seconds} s cannot be replayed: the forecast has slots of {SLOT_SECONDS} s")
     sites = [Site(name=each.name, timezone=each.timezone, groups=(each.group,)) for each in endpoints]
-    return Policy(Forecast(sites, budget, without=without))
+    return Policy(Forecast(sites, budgets, without=without))

@@ -18,12 +18,12 @@ from tests.unit.demand.traffic import every, office, slots
 
 @pytest.fixture(scope="module")
 def trace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Eleven days of one office and two robots, as a CSV file."""
+    """Ten days of one office and two robots, as a CSV file."""
     path = tmp_path_factory.mktemp("replay") / "traffic.csv"
     traffic = {"office": office(opens=8), "robot": every(6), "other": every(5, 30)}
     with path.open("w") as lines:
         print("endpoint,slot_start_epoch_s,demand", file=lines)
-        for at, (name, active) in product(slots(14), traffic.items()):
+        for at, (name, active) in product(slots(10), traffic.items()):
             if active(at):
                 print(f"{name},{int(at.timestamp())},3", file=lines)
     return path
@@ -33,7 +33,8 @@ def test_replay_prints_hits_waste_and_a_schedule(
     trace: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     html = tmp_path / "curve.html"
-    assert main(["replay", "--trace", str(trace), "--budget", "0.1,0.3", "--html", str(html), "--json"]) == 0
+    words = ["replay", "--trace", str(trace), "--learn-days", "2", "--budget", "0.1,0.3", "--html", str(html), "--json"]
+    assert main(words) == 0
     found = json.loads(capsys.readouterr().out)
     low, high = found["replay"]
     assert low["returns"] == high["returns"] == low["hits"] + low["misses"] > 60

@@ -1,106 +1,121 @@
 from __future__ import annotations
 
-import importlib
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from agent.core.errors import Invalid
 from agent.demand import replay
-from agent.demand.activity import Activity
+from agent.demand.activity import REPORTED_LATE, Activity
 from agent.demand.features import FEATURES, NAMES, look
 from agent.demand.forecast import Forecast
 from agent.demand.wall import SLOT
 from tests.unit.demand.traffic import START, Active, Recorded, every, never, office, play, sites, slots
 
-SHARED = Path(__file__).resolve().parents[4] / "shared" / "forecast"
-
 
 def fleet(count: int) -> list[Active]:
     """Offices that open at different hours, some robots, and endpoints that are never used."""
-    return [(office(opens=7 + i % 4, jitter_seed=i), every(4 + i % 3, 20), never)[i % 3] for i in range(count)]
+    return [(office(opens=7 + i % 4, jitter_seed=i), every(1 + i // 3 % 2, 20), never)[i % 3] for i in range(count)]
+
+
+@dataclass(frozen=True)
+class Played:
+    forecast: Forecast
+    traffic: list[Active]
+    decided: list[frozenset[str]]
+    times: list[datetime]
 
 
 @pytest.fixture(scope="module")
-def learned() -> tuple[Forecast, list[Active], list[frozenset[str]], list[datetime]]:
-    forecast, traffic, times = Forecast(sites(12), 0.25), fleet(12), slots(16)
-    return forecast, traffic, play(forecast, traffic, times), times
+def learned() -> Played:
+    forecast, traffic, times = Forecast(sites(12), [0.25, 0.05]), fleet(12), slots(11)
+    return Played(forecast, traffic, play(forecast, traffic, times), times)
 
 
-def test_a_model_is_fitted_and_meets_most_returns_within_the_budget(
-    learned: tuple[Forecast, list[Active], list[frozenset[str]], list[datetime]],
-) -> None:
-    forecast, traffic, decided, times = learned
-    assert forecast.model is not None
+@pytest.fixture(scope="module")
+def short() -> Played:
+    """Long enough for two fits."""
+    forecast, traffic, times = Forecast(sites(6), [0.2]), fleet(6), slots(5.3)
+    return Played(forecast, traffic, play(forecast, traffic, times), times)
+
+
+def test_a_model_is_fitted_and_meets_most_returns_within_the_budget(learned: Played) -> None:
+    # A whole week is counted: the price spends more on working days than on days off.
+    assert learned.forecast.model is not None
     met = missed = wasted = idle = 0
-    for row, active in enumerate(traffic):
-        happened = [active(at) for at in times]
-        for i in range(9 * 144, len(times) - 2):
+    for row, active in enumerate(learned.traffic):
+        happened = [active(at) for at in learned.times]
+        for i in range(4 * 144, len(learned.times) - 2):
             quiet = not any(happened[i - 3 : i])
-            warm = f"e{row}" in decided[i - 2]
+            warm = f"e{row}" in learned.decided[i - 2]
             met += happened[i] and quiet and warm
             missed += happened[i] and quiet and not warm
-            counts = any(happened[:i]) and quiet and not happened[i]
+            counts = any(happened[:i]) and not happened[i]
             idle, wasted = idle + counts, wasted + (counts and warm)
     assert met / (met + missed) > 0.9, "regular offices and robots are easy"
     assert wasted / idle < 0.3
 
 
-def test_an_endpoint_never_used_is_never_warm(
-    learned: tuple[Forecast, list[Active], list[frozenset[str]], list[datetime]],
-) -> None:
-    assert not any("e2" in names for names in learned[2])
+def test_a_tier_of_a_smaller_budget_is_a_part_of_the_larger_one(learned: Played) -> None:
+    large, small = learned.forecast.decide(learned.times[-1] + REPORTED_LATE * SLOT)
+    assert small <= large
+    assert learned.forecast.prices[1].value > learned.forecast.prices[0].value
 
 
-def test_the_same_traffic_gives_the_same_decisions() -> None:
-    runs = [play(Forecast(sites(6), 0.2), fleet(6), slots(5)) for _ in range(2)]
-    assert runs[0] == runs[1]
+def test_an_endpoint_never_used_is_never_warm(learned: Played) -> None:
+    assert not any("e2" in names for names in learned.decided)
 
 
-def test_the_order_of_the_endpoints_changes_nothing() -> None:
-    traffic, times = fleet(6), slots(5)
-    straight = play(Forecast(sites(6), 0.2), traffic, times)
-    backwards = play(Forecast(sites(6)[::-1], 0.2), traffic[::-1], times)
-    assert sum(a != b for a, b in zip(straight, backwards, strict=True)) <= 2, (
-        "sums of floats in another order may tip a tie"
-    )
+def test_the_same_traffic_gives_the_same_decisions(short: Played) -> None:
+    again = Forecast(sites(6), [0.2])
+    assert play(again, short.traffic, short.times) == short.decided
+    assert again.model is not None
+    assert short.forecast.model is not None
+    assert np.array_equal(again.model.weights, short.forecast.model.weights)
 
 
-def test_no_decision_depends_on_what_is_not_reported_yet() -> None:
-    traffic, times, cut = fleet(6), slots(6), 5 * 144
-    changed = [lambda at, a=a: a(at) if at < times[cut] else not a(at) for a in traffic]
-    past, other = (play(Forecast(sites(6), 0.2), each, times) for each in (traffic, changed))
-    assert past[:cut] == other[:cut]
-    assert past[cut:] != other[cut:]
+def test_the_order_of_the_endpoints_changes_nothing(short: Played) -> None:
+    backwards = play(Forecast(sites(6)[::-1], [0.2]), short.traffic[::-1], short.times)
+    differ = sum(len(a ^ b) for a, b in zip(short.decided, backwards, strict=True))
+    assert differ <= 0.02 * sum(map(len, short.decided)), "sums of floats in another order may tip a tie"
+
+
+def test_no_decision_depends_on_what_is_not_reported_yet(short: Played) -> None:
+    cut = 5 * 144
+    changed = [lambda at, a=a: a(at) if at < short.times[cut] else not a(at) for a in short.traffic]
+    other = play(Forecast(sites(6), [0.2]), changed, short.times)
+    assert short.decided[:cut] == other[:cut]
+    assert short.decided[cut:] != other[cut:]
 
 
 def test_before_there_is_training_data_the_closed_form_decides() -> None:
-    forecast = Forecast(sites(3), 0.3)
-    decided = play(forecast, [office(), office(jitter_seed=1), every(4)], slots(8), refit=False)
+    forecast, times = Forecast(sites(3), [0.3]), slots(7.4)
+    decided = play(forecast, [office(), office(jitter_seed=1), every(4)], times, refit=False)
     assert forecast.model is None
-    nine = next(i for i, at in enumerate(slots(8)) if at == START + timedelta(days=7, hours=9)) - 2
+    nine = times.index(START + timedelta(days=7, hours=9)) - 2
     assert {"e0", "e1"} <= decided[nine]
 
 
 def test_a_fit_is_refused_without_returns_to_learn_from() -> None:
-    forecast = Forecast(sites(2), 0.2)
-    play(forecast, [never, never], slots(4))
+    forecast = Forecast(sites(2), [0.2])
+    play(forecast, [never, never], slots(2.2))
     assert not forecast.refit()
     assert forecast.model is None
 
 
 def test_a_window_that_moves_is_found_within_a_day() -> None:
+    change = START + timedelta(days=9)
+
     def moved(at: datetime) -> bool:
-        return office(opens=9)(at) if at < START + timedelta(days=21) else office(opens=6, closes=14)(at)
+        return office(opens=9)(at) if at < change else office(opens=6, closes=14)(at)
 
     traffic: list[Active] = [moved, *(office(opens=8 + i % 3, jitter_seed=i) for i in range(1, 8))]
-    times = slots(24)
-    decided = play(Forecast(sites(8), 0.3), traffic, times)
-    at = {slot: i for i, slot in enumerate(times)}
-    second_morning = START + timedelta(days=22, hours=6)
-    assert "e0" in decided[at[second_morning] - 2]
+    times = slots(10.3)
+    decided = play(Forecast(sites(8), [0.3]), traffic, times)
+    second_morning = times.index(change + timedelta(days=1, hours=6))
+    assert "e0" in decided[second_morning - 2]
 
 
 def test_gaps_are_unknown_and_teach_nothing() -> None:
@@ -129,7 +144,7 @@ def test_gaps_are_unknown_and_teach_nothing() -> None:
 
 
 def test_slots_left_out_are_unknown_and_older_ones_refused() -> None:
-    forecast = Forecast(sites(1), 0.2)
+    forecast = Forecast(sites(1), [0.2])
     forecast.observe(START, {"e0"})
     forecast.observe(START + 5 * SLOT, set())
     assert forecast.memory.slots == 6
@@ -166,8 +181,8 @@ def test_leaving_endpoints_are_forgotten_and_the_others_keep_their_memory() -> N
 
 def test_every_feature_belongs_to_one_idea_and_can_be_left_out() -> None:
     assert len(set(NAMES)) == len(NAMES)
-    without = Forecast(sites(6), 0.2, without=["rhythm", "period"])
-    play(without, fleet(6), slots(13), refit=False)
+    without = Forecast(sites(6), [0.2], without=["rhythm", "period"])
+    play(without, fleet(6), slots(5.1), refit=False)
     assert without.refit()
     assert without.model is not None
     left_out = len(FEATURES["rhythm"]) + len(FEATURES["period"])
@@ -177,28 +192,6 @@ def test_every_feature_belongs_to_one_idea_and_can_be_left_out() -> None:
 def test_slots_of_another_length_are_refused() -> None:
     with pytest.raises(Invalid, match="slots of 300 s cannot be replayed"):
         replay.policy([Recorded("a", "UTC", "g")], 300, 0.2)
-
-
-@pytest.mark.skipif(not SHARED.exists(), reason="the recorded traces are not beside this checkout")
-def test_a_third_of_a_recorded_trace_is_met_better_than_by_a_weekly_table(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(SHARED))
-    score = importlib.import_module("score")
-    trace = score.load_trace(SHARED / "traces" / "servegen_mid_small")
-    few = list(range(0, len(trace.endpoints), 3))
-    part = score.Trace(
-        trace.name,
-        trace.slot_seconds,
-        trace.start_epoch_s,
-        [trace.endpoints[i] for i in few],
-        trace.demand[few],
-        trace.known,
-        trace.evaluated,
-    )
-    result = score.run_warmth(part, replay.policy, 0.2)
-    assert result["waste_pct"] <= 23
-    table = score.run_warmth(part, importlib.import_module("baselines").weekly_slot_table_recency, 0.2)
-    assert result["warm_pct"] > table["warm_pct"]
-    assert result["warm_after_4h_pct"] > table["warm_after_4h_pct"]
 
 
 def test_times_are_wall_clock_times() -> None:

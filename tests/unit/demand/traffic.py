@@ -56,7 +56,7 @@ def slots(days: float, start: datetime = START) -> list[datetime]:
 def play(
     forecast: Forecast, traffic: Sequence[Active], times: Sequence[datetime], refit: bool = True
 ) -> list[frozenset[str]]:
-    """Tell a forecast what happened slot by slot; return what it decided for the slot two after each."""
+    """Tell a forecast what happened slot by slot; return what it decided for the slot two after each, at its first budget."""
     decided = []
     names = [site.name for site in forecast.memory.sites]
     for at in times:
@@ -64,7 +64,7 @@ def play(
         ahead = at + REPORTED_LATE * SLOT
         if refit and forecast.refit_is_due(ahead):
             forecast.refit()
-        decided.append(forecast.decide(ahead))
+        decided.append(forecast.decide(ahead)[0])
     return decided
 
 
