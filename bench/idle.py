@@ -225,7 +225,7 @@ class Bench:
     def _agent(self, gpus: int) -> Iterator[Agent]:
         port, run_dir = free_port(), self._work / "run"
         flags = {"http-address": f"127.0.0.1:{port}", "root": self._work / "root", "run-dir": run_dir}
-        flags["high-watermark"] = "1.0"
+        flags["high-watermark"] = flags["image-watermark"] = "1.0"
         flags |= {"pci-devices": nvml.fake_pci(self._work / "pci", gpus)} | dict(self._world.flags)
         environment = dict(self._environment)
         if gpus:

@@ -50,6 +50,7 @@ class Standalone:
             "proof-interval-seconds": "1s",
             "connections": 4,
             "high-watermark": "1.0",
+            "image-watermark": "1.0",
             **settings,
         }
         self.process: subprocess.Popen[bytes] | None = None

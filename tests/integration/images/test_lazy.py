@@ -120,7 +120,7 @@ async def test_the_images_of_an_open_window_are_hydrated_and_then_need_no_regist
         node.client,
         plan=Latest(NodePlan(images=(want,), pulls=(step,), pins=(pin,))),
         images=images,
-        settings=replace(Settings(), snapshotter=SNAPSHOTTER, proof_interval_seconds=1.0),
+        settings=replace(Settings(), snapshotter=SNAPSHOTTER, proof_interval_seconds=1.0, image_watermark=1.0),
         clock=SystemClock(),
         heartbeat=Heartbeat(),
     )
