@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,13 +17,15 @@ from agent.core.assignment_json import format_time, parse_assignment, parse_time
 from agent.core.documents import load_documents
 from agent.core.errors import Invalid, cut
 from agent.core.inventory import Inventory
+from agent.core.names import LABEL_CALENDAR
 from agent.core.refs import parse_model_source
 from agent.core.units import format_duration, format_size, parse_size
 from agent.demand.annotations import read_endpoint, refuse_duplicates
+from agent.demand.calendar import Almanac, read_calendar
 from agent.demand.endpoint import DemandDefaults, Endpoint, EndpointReading, Problem, ProblemKind
-from agent.demand.windows import windows
+from agent.demand.windows import softened, windows
 from agent.kube.objects import WorkloadView
-from agent.kube.parse import parse_workload
+from agent.kube.parse import parse_configmap, parse_workload
 from agent.plan.decision import EndpointPlan, NodePlan
 from agent.plan.memory import memory_start
 from agent.plan.planning import Limits, plan
@@ -38,8 +40,9 @@ def add_parser(subparsers: Any) -> None:
         "-f",
         "--file",
         required=True,
-        help="annotated Deployments and StatefulSets, a NodeWarmup, or a plan file; - for standard input",
+        help="annotated Deployments and StatefulSets, calendars, a NodeWarmup, or a plan file; - for standard input",
     )
+    parser.add_argument("--calendar", metavar="FILE", action="append", default=[], help="an iCal file (.ics)")
     parser.add_argument("--at", metavar="TIME", help="as if it were this time (RFC 3339; default now)")
     parser.add_argument(
         "--rate", metavar="SIZE", default="100MB", help="bytes per second a node is taken to fetch (default 100MB)"
@@ -53,7 +56,10 @@ def run(options: argparse.Namespace) -> int:
     """Print the plan of a node that has nothing yet; 1 if an annotation is invalid."""
     settings = load_settings(argparse.Namespace(config=options.config))
     now = parse_time(options.at, "--at") if options.at else datetime.now(UTC)
-    wants, problems = _read(options.file, settings, now)
+    documents = list(_documents(options.file))
+    almanac, mistakes = _calendars(documents, options.calendar, now)
+    wants, problems = _read(options.file, documents, settings, almanac, now)
+    problems += mistakes
     limits = Limits(warm_ahead=settings.warm_ahead, rate_bytes_per_second=_rate(options.rate))
     decided = plan(Assignment(endpoints=tuple(wants)), Inventory(proved=True), now, limits)
     if options.json:
@@ -63,11 +69,37 @@ def run(options: argparse.Namespace) -> int:
     return 1 if any(p.kind is ProblemKind.INVALID for _, p in problems) else 0
 
 
-def _read(path: str, settings: Settings, now: datetime) -> tuple[list[EndpointWant], list[tuple[str, Problem]]]:
+def _calendars(
+    documents: Iterable[Mapping[str, Any]], files: Iterable[str], now: datetime
+) -> tuple[Almanac, list[tuple[str, Problem]]]:
+    """Return the calendars among the documents and in iCal files, and what is wrong with them."""
+    sources = {f"configmap/{c.name}": c.data for d in documents if _is_calendar(d) for c in (parse_configmap(d),)}
+    for file in files:
+        try:
+            sources[file] = {"file.ics": Path(file).read_text()}
+        except (OSError, UnicodeDecodeError) as error:
+            raise Invalid(f"cannot read {file}: {cut(error)}") from error
+    found = {name: read_calendar(name, data, now.astimezone(UTC).date()) for name, data in sources.items()}
+    mistakes = [
+        (name, Problem(kind=ProblemKind.INVALID, annotation="", message=text))
+        for name, reading in found.items()
+        for text in reading.problems
+    ]
+    return Almanac(calendars=tuple(r.calendar for r in found.values())), mistakes
+
+
+def _is_calendar(document: Mapping[str, Any]) -> bool:
+    labels = (document.get("metadata") or {}).get("labels") or {}
+    return document.get("kind") == "ConfigMap" and isinstance(labels, Mapping) and LABEL_CALENDAR in labels
+
+
+def _read(
+    path: str, documents: Iterable[Mapping[str, Any]], settings: Settings, almanac: Almanac, now: datetime
+) -> tuple[list[EndpointWant], list[tuple[str, Problem]]]:
     """Return what the file asks for, and the problems by workload."""
     wants: list[EndpointWant] = []
     readings: list[EndpointReading] = []
-    for document in _documents(path):
+    for document in documents:
         kind = document.get("kind", "")
         if kind in _WORKLOADS:
             workload = parse_workload(document)
@@ -78,10 +110,10 @@ def _read(path: str, settings: Settings, now: datetime) -> tuple[list[EndpointWa
                 wants += parse_assignment(document.get("spec", document)).endpoints
             except Invalid as error:
                 raise Invalid(f"{path}: {error}") from error
-        else:
+        elif not _is_calendar(document):
             print(f"prewarm plan: skipped {cut(kind or 'a document without kind', 60)}", file=sys.stderr)
     judged = refuse_duplicates(readings)
-    wants += [_want(r.endpoint, now) for r in judged if r.endpoint]
+    wants += [_want(r.endpoint, almanac, now) for r in judged if r.endpoint]
     return wants, [(f"{r.workload.kind.lower()}/{r.workload.name}", p) for r in judged for p in r.problems]
 
 
@@ -127,7 +159,7 @@ def _named_sources(text: str) -> Iterator[SourceRule]:
             continue  # read_endpoint will say so
 
 
-def _want(endpoint: Endpoint, now: datetime) -> EndpointWant:
+def _want(endpoint: Endpoint, almanac: Almanac, now: datetime) -> EndpointWant:
     return EndpointWant(
         key=endpoint.key,
         workload=Workload(kind=endpoint.workload.kind, name=endpoint.workload.name),
@@ -135,7 +167,7 @@ def _want(endpoint: Endpoint, now: datetime) -> EndpointWant:
         gpus=0,  # what a node's GPUs say is not part of this question
         images=tuple(ImageWant(ref=ref) for ref in endpoint.images),
         models=tuple(ModelWant(name=m.name, uri=m.uri) for m in endpoint.models),
-        windows=windows(endpoint, now),
+        windows=windows(endpoint, now, almanac=almanac),
         memory=endpoint.memory,
     )
 
@@ -174,7 +206,7 @@ def _times(told: EndpointPlan, now: datetime) -> Iterator[str]:
         if n == 5:
             yield f"  …        {len(coming) - n} more windows within 48 h"
             break
-        yield f"  ready by {format_time(window.ready_by)}, warm until {format_time(window.until)} ({window.source}, in {format_duration(window.ready_by - now)})"
+        yield f"  ready by {format_time(window.ready_by)}, warm until {format_time(window.until)} ({window.source}{', on a holiday' if softened(window) else ''}, in {format_duration(window.ready_by - now)})"
 
 
 def _as_json(decided: NodePlan, problems: Sequence[tuple[str, Problem]]) -> dict[str, object]:

@@ -11,6 +11,7 @@ VERSION = "v1alpha1"
 LABEL_GPU = PREFIX + "gpu"
 LABEL_ENDPOINT_NAME = PREFIX + "endpoint"  # on pod templates: the endpoint's name
 LABEL_INJECT = PREFIX + "inject"
+LABEL_CALENDAR = PREFIX + "calendar"  # "true" on ConfigMaps in prewarm's namespace that hold a calendar
 ANNOTATION_BOOT_ID = PREFIX + "boot-id"
 ANNOTATION_TAINT_LIFTED = PREFIX + "taint-lifted"  # the agent lifted the taint here: it may put it back
 

@@ -154,6 +154,7 @@ def _read(reader: _Reader, workload: WorkloadView, key: EndpointKey, defaults: D
         workload=_ref(workload),
         models=_models(reader, key.namespace, defaults),
         schedule=tuple(Schedule(cron=cron, zone=zone) for cron in reader.value("schedule", values.schedule, ())),
+        zone=zone,
         window=reader.value("window", values.window, DEFAULT_WINDOW),
         lead=reader.value("lead", values.lead, DEFAULT_LEAD),
         nodes=reader.value("nodes", values.nodes, DEFAULT_NODES),

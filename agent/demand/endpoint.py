@@ -43,6 +43,7 @@ class Endpoint:
     workload: WorkloadRef
     models: tuple[ModelSource, ...] = ()
     schedule: tuple[Schedule, ...] = ()
+    zone: str = "UTC"  # IANA name: the wall clock it lives by
     window: timedelta = DEFAULT_WINDOW
     lead: timedelta = DEFAULT_LEAD
     nodes: int | None = DEFAULT_NODES

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import TypeVar
@@ -17,12 +17,15 @@ from agent.core.assignment import Assignment, EndpointWant, ImageWant, ModelWant
 from agent.core.assignment_json import format_assignment
 from agent.core.refs import EndpointKey, ImageRef, ModelUri
 from agent.demand.annotations import read_endpoint, refuse_duplicates
+from agent.demand.calendar import Almanac
 from agent.demand.endpoint import DemandDefaults, Endpoint, EndpointReading, Problem, ProblemKind, WorkloadRef
-from agent.demand.windows import windows
+from agent.demand.windows import softened, windows
+from agent.fleet.calendars import Calendars
+from agent.fleet.holidays import keepers, soften_notes, without_softened
 from agent.fleet.placement import place
 from agent.fleet.resolutions import Resolutions
 from agent.kube.events import Announcement, EventType
-from agent.kube.objects import NodeView, NodeWarmupView, ObjectRef, WorkloadView
+from agent.kube.objects import ConfigMapView, NodeView, NodeWarmupView, ObjectRef, WorkloadView
 
 T = TypeVar("T", ModelUri, ImageRef)
 
@@ -44,6 +47,7 @@ class FleetState:
     warmups: Mapping[str, NodeWarmupView] = field(default_factory=dict)
     handlers: Mapping[str, str] = field(default_factory=dict)
     resolutions: Resolutions = field(default_factory=Resolutions)
+    calendars: tuple[ConfigMapView, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +67,7 @@ class _Dated:
     """An endpoint's windows, good from when they were made until a moment."""
 
     endpoint: Endpoint
+    almanac: Almanac
     windows: tuple[Window, ...]
     since: datetime
     until: datetime
@@ -73,17 +78,20 @@ class Drafter:
 
     def __init__(self, defaults: DemandDefaults) -> None:
         self._defaults = defaults
+        self._calendars = Calendars()
         self._readings: dict[str, tuple[WorkloadView, EndpointReading]] = {}
         self._windows: dict[EndpointKey, _Dated] = {}
         self._wants: dict[EndpointKey, EndpointWant] = {}
+        self._leaner: dict[EndpointKey, tuple[EndpointWant, EndpointWant]] = {}
         self._sizes: dict[EndpointKey, tuple[EndpointWant, int]] = {}
 
     def draft(self, state: FleetState, now: datetime) -> Draft:
         """Return the plan for this state at `now` (aware)."""
+        told = set(self._calendars.read(state.calendars, now))
         readings = refuse_duplicates(self._read(state.workloads))
         endpoints = [r.endpoint for r in readings if r.endpoint]
         self._windows = {e.key: self._date(e, now) for e in endpoints}
-        told = {_announce(r.workload, p) for r in readings for p in r.problems}
+        told |= {_announce(r.workload, p) for r in readings for p in r.problems}
         told |= {_tell(e.workload, "Unresolved", m) for e in endpoints for m in _unresolved(e, state.resolutions)}
         wants = self._wants = {e.key: self._same(w) for e in endpoints if (w := self._want(e, state))}
         previous = {
@@ -95,15 +103,15 @@ class Drafter:
         fitting = self._fit(placement.assigned)
         crowded = {k for node, keys in placement.assigned.items() for k in set(keys) - set(fitting[node])}
         told |= {_tell(where[k], "Crowded", _CROWDED) for k in crowded}
+        assigned = self._soften(fitting)
+        told |= set(self._softened(endpoints, fitting))
         return Draft(
-            assignments={
-                node: Assignment(node=node, endpoints=tuple(wants[k] for k in keys)) for node, keys in fitting.items()
-            },
+            assignments={node: Assignment(node=node, endpoints=found) for node, found in assigned.items()},
             announcements=frozenset(told),
             models=self._needed((e.key, tuple(m.uri for m in e.models)) for e in endpoints),
             images=self._needed((e.key, tuple(i for i in e.images if not i.digest)) for e in endpoints),
             endpoints=len(endpoints),
-            wake_at=min((d.until for d in self._windows.values()), default=None),
+            wake_at=min((d.until for d in self._windows.values()), default=self._calendars.until(now)),
         )
 
     def _read(self, workloads: Iterable[WorkloadView]) -> list[EndpointReading]:
@@ -118,12 +126,13 @@ class Drafter:
 
     def _date(self, endpoint: Endpoint, now: datetime) -> _Dated:
         old = self._windows.get(endpoint.key)
-        if old and old.endpoint is endpoint and old.since <= now < old.until:
+        almanac = self._calendars.almanac
+        if old and old.endpoint is endpoint and old.almanac is almanac and old.since <= now < old.until:
             return old
-        found = windows(endpoint, now)
+        found = windows(endpoint, now, almanac=almanac)
         midnight = now.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
         step = midnight + (1 + (now - midnight) // _READ_AGAIN) * _READ_AGAIN
-        return _Dated(endpoint, found, now, min([step, *(w.until for w in found[:1])]))
+        return _Dated(endpoint, almanac, found, now, min([step, *(w.until for w in found[:1])]))
 
     def _want(self, endpoint: Endpoint, state: FleetState) -> EndpointWant | None:
         """Return what the endpoint needs on each of its nodes; None while the version of one of its models is unknown.
@@ -161,6 +170,29 @@ class Drafter:
         old = self._wants.get(want.key)
         return old if old == want and old is not None else want
 
+    def _soften(self, assigned: Mapping[str, tuple[EndpointKey, ...]]) -> dict[str, tuple[EndpointWant, ...]]:
+        """Return what each node is asked for: the softened windows of an endpoint stay on a third of its nodes."""
+        before, self._leaner = self._leaner, {}
+        for key, want in self._wants.items():
+            if any(map(softened, want.windows)):
+                old = before.get(key)
+                self._leaner[key] = old if old and old[0] is want else (want, without_softened(want))
+        where = _nodes_of(assigned, self._leaner)
+        keep = {key: keepers(key, nodes) for key, nodes in where.items()}
+        return {
+            node: tuple(self._leaner[k][1] if k in keep and node not in keep[k] else self._wants[k] for k in keys)
+            for node, keys in assigned.items()
+        }
+
+    def _softened(
+        self, endpoints: Iterable[Endpoint], assigned: Mapping[str, tuple[EndpointKey, ...]]
+    ) -> Iterator[Announcement]:
+        where = _nodes_of(assigned, self._leaner)
+        for endpoint in endpoints:
+            if nodes := where.get(endpoint.key):
+                notes = soften_notes(endpoint, self._wants[endpoint.key], len(nodes), self._calendars.almanac)
+                yield from (_tell(endpoint.workload, "Softened", note, EventType.NORMAL) for note in notes)
+
     def _fit(self, assigned: Mapping[str, tuple[EndpointKey, ...]]) -> dict[str, tuple[EndpointKey, ...]]:
         """Return what each node's NodeWarmup can hold, greater priority first: one too large would be refused as a whole."""
         self._sizes = {k: self._size(w) for k, w in self._wants.items()}
@@ -191,6 +223,18 @@ class Drafter:
             for name in names:
                 needed[name].update(self._windows[key].windows)
         return {name: tuple(sorted(found)) for name, found in needed.items()}
+
+
+def _nodes_of(
+    assigned: Mapping[str, tuple[EndpointKey, ...]], keys: Collection[EndpointKey]
+) -> Mapping[EndpointKey, list[str]]:
+    """Return the nodes of these endpoints."""
+    found: defaultdict[EndpointKey, list[str]] = defaultdict(list)
+    for node, here in assigned.items() if keys else ():
+        for key in here:
+            if key in keys:
+                found[key].append(node)
+    return found
 
 
 def _digest(image: ImageRef, resolutions: Resolutions) -> str:

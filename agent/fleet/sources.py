@@ -7,12 +7,12 @@ from typing import Any
 
 from agent.core.clock import Clock
 from agent.core.latest import Latest, Signal
-from agent.core.names import PREFIX
+from agent.core.names import LABEL_CALENDAR, PREFIX
 from agent.fleet.draft import FleetState
 from agent.fleet.resolutions import Resolutions
 from agent.kube.api import KubeApi
-from agent.kube.objects import NodeView, NodeWarmupView, PodView, RuntimeClassView, WorkloadView
-from agent.kube.resources import DEPLOYMENTS, NODES, NODEWARMUP_SPECS, PODS, RUNTIMECLASSES, STATEFULSETS
+from agent.kube.objects import ConfigMapView, NodeView, NodeWarmupView, PodView, RuntimeClassView, WorkloadView
+from agent.kube.resources import CONFIGMAPS, DEPLOYMENTS, NODES, NODEWARMUP_SPECS, PODS, RUNTIMECLASSES, STATEFULSETS
 from agent.kube.watch import Listing, Selection, Watch
 
 AGENT_LABELS = "app.kubernetes.io/name=prewarm,app.kubernetes.io/component=agent"  # as in deploy/daemonset.yaml
@@ -27,6 +27,7 @@ class Sources:
         self.nodes: Latest[Listing[NodeView]] = Latest(Listing())
         self.warmups: Latest[Listing[NodeWarmupView]] = Latest(Listing())
         self.runtime_classes: Latest[Listing[RuntimeClassView]] = Latest(Listing())
+        self.calendars: Latest[Listing[ConfigMapView]] = Latest(Listing())
         self.agents: Latest[Listing[PodView]] = Latest(Listing())
 
     @property
@@ -52,10 +53,11 @@ class Sources:
             warmups=self.warmups.get().items,
             handlers={c.name: c.handler for c in self.runtime_classes.get().items.values()},
             resolutions=resolutions,
+            calendars=tuple(self.calendars.get().items.values()),
         )
 
     def _planned(self) -> tuple[Latest[Any], ...]:
-        return (self.deployments, self.statefulsets, self.nodes, self.warmups, self.runtime_classes)
+        return (self.deployments, self.statefulsets, self.nodes, self.warmups, self.runtime_classes, self.calendars)
 
 
 def annotated(workload: WorkloadView) -> bool:
@@ -64,11 +66,13 @@ def annotated(workload: WorkloadView) -> bool:
 
 
 def watches(sources: Sources, api: KubeApi, namespace: str, clock: Clock) -> Iterator[Watch[Any]]:
-    """Return the services that fill the cells; `namespace` is the agents'."""
+    """Return the services that fill the cells; `namespace` is prewarm's own."""
     yield Watch(api, DEPLOYMENTS, sources.deployments, clock=clock, keep=annotated)
     yield Watch(api, STATEFULSETS, sources.statefulsets, clock=clock, keep=annotated)
     yield Watch(api, NODES, sources.nodes, clock=clock)
     yield Watch(api, NODEWARMUP_SPECS, sources.warmups, clock=clock)
     yield Watch(api, RUNTIMECLASSES, sources.runtime_classes, clock=clock)
+    calendars = Selection(namespace=namespace, labels=f"{LABEL_CALENDAR}=true")
+    yield Watch(api, CONFIGMAPS, sources.calendars, clock=clock, select=calendars)
     agents = Selection(namespace=namespace, labels=AGENT_LABELS)
     yield Watch(api, PODS, sources.agents, clock=clock, select=agents)

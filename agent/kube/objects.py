@@ -222,6 +222,17 @@ class RuntimeClassView:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ConfigMapView:
+    """A ConfigMap; what it holds as binary is left out."""
+
+    namespace: str
+    name: str
+    uid: str = ""
+    resource_version: str = field(default="", compare=False)
+    data: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DaemonSetView:
     """A DaemonSet: what it mounts of the node tells what it is. `owner` is KIND/NAME of what made it, "" for a person."""
 

@@ -14,6 +14,7 @@ from agent.core.errors import Invalid
 from agent.kube.memory import pod_memory_request
 from agent.kube.objects import (
     Condition,
+    ConfigMapView,
     ContainerStatusView,
     ContainerView,
     DaemonSetView,
@@ -161,6 +162,18 @@ def parse_lease(item: Json) -> LeaseView:
 def parse_runtime_class(item: Json) -> RuntimeClassView:
     """Parse a RuntimeClass."""
     return RuntimeClassView(name=_text(_map(item, "metadata"), "name"), handler=_text(item, "handler"))
+
+
+def parse_configmap(item: Json) -> ConfigMapView:
+    """Parse a ConfigMap."""
+    meta = _map(item, "metadata")
+    return ConfigMapView(
+        namespace=_text(meta, "namespace"),
+        name=_text(meta, "name"),
+        uid=_text(meta, "uid"),
+        resource_version=_text(meta, "resourceVersion"),
+        data=_texts(item, "data"),
+    )
 
 
 def parse_daemonset(item: Json) -> DaemonSetView:

@@ -33,6 +33,7 @@ GRANTED: dict[tuple[str, str, str], str] = {
     ("ClusterRole/prewarm-planner", "events", ""): "create get patch",  # kube/events
     ("ClusterRole/prewarm-planner", "prewarm.dev/nodewarmups", ""): "list watch create patch",  # fleet/publish
     ("Role/prewarm-planner", "pods", ""): "list watch",  # the agents, in its own namespace
+    ("Role/prewarm-planner", "configmaps", ""): "list watch",  # fleet/calendars, in its own namespace
     ("Role/prewarm-planner", "coordination.k8s.io/leases", ""): "create",  # kube/lease
     ("Role/prewarm-planner", "coordination.k8s.io/leases", "prewarm-planner"): "get update",
 }

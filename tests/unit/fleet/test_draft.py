@@ -21,6 +21,7 @@ from agent.fleet.resolutions import Resolution, Resolutions, ResolvedModel, from
 from agent.kube.events import EventType
 from agent.kube.objects import (
     Condition,
+    ConfigMapView,
     ContainerView,
     NodeView,
     NodeWarmupView,
@@ -249,3 +250,52 @@ def test_limits_are_those_of_the_crd() -> None:
     assert spec["maxItems"] == MAX_ENDPOINTS
     assert (one["images"]["maxItems"], one["models"]["maxItems"]) == (MAX_ITEMS, MAX_ITEMS)
     assert one["windows"]["maxItems"] == MAX_WINDOWS
+
+
+CHRISTMAS = ConfigMapView(namespace="prewarm", name="germany", uid="c", data={"holidays": "2026-03-03 Carnival"})
+
+
+def test_a_holiday_leaves_the_windows_on_a_third_of_the_nodes_and_says_so() -> None:
+    wide = workload(nodes="3")
+    state = FleetState(
+        workloads=(wide,), nodes=tuple(map(node, ("n1", "n2", "n3"))), resolutions=KNOWN, calendars=(CHRISTMAS,)
+    )
+    drafter = Drafter(DEFAULTS)
+    found = drafter.draft(state, NOW)
+    days = [sorted({w.ready_by.day for w in a.endpoints[0].windows}) for a in found.assignments.values()]
+    assert sorted(days) == [[2, 3, 4], [2, 4], [2, 4]]
+    assert [(a.reason, a.type, a.message) for a in found.announcements] == [
+        (
+            "Softened",
+            EventType.NORMAL,
+            "2026-03-03 is a holiday (Carnival): windows that start on it are kept warm on 1 of 3 nodes",
+        )
+    ]
+    again = drafter.draft(state, NOW)
+    assert all(again.assignments[n].endpoints[0] is found.assignments[n].endpoints[0] for n in again.assignments)
+
+
+def test_a_holiday_takes_nothing_from_an_endpoint_of_one_node() -> None:
+    state = FleetState(workloads=(workload(),), nodes=(node("n1"),), resolutions=KNOWN, calendars=(CHRISTMAS,))
+    found = Drafter(DEFAULTS).draft(state, NOW)
+    assert {w.ready_by.day for w in found.assignments["n1"].endpoints[0].windows} == {2, 3, 4}
+    assert told(found) == []
+
+
+def test_a_calendar_with_a_mistake_is_told_on_its_configmap_and_the_rest_of_it_holds() -> None:
+    bad = ConfigMapView(
+        namespace="prewarm", name="c", data={"holidays": "x\n2026-03-03 y", "events": "2026-03-02T20:00 1h z"}
+    )
+    state = FleetState(workloads=(workload(),), nodes=(node("n1"),), resolutions=KNOWN, calendars=(bad,))
+    found = Drafter(DEFAULTS).draft(state, NOW)
+    assert [(a.about.kind, a.reason) for a in found.announcements] == [("ConfigMap", "Invalid")]
+    assert NOW.replace(hour=19, minute=55) in {w.ready_by for w in found.assignments["n1"].endpoints[0].windows}
+
+
+def test_a_calendar_that_changes_changes_the_windows() -> None:
+    drafter, nodes = Drafter(DEFAULTS), (node("n1"), node("n2"), node("n3"))
+    before = FleetState(workloads=(workload(nodes="3"),), nodes=nodes, resolutions=KNOWN)
+    drafter.draft(before, NOW)
+    after = FleetState(workloads=before.workloads, nodes=nodes, resolutions=KNOWN, calendars=(CHRISTMAS,))
+    lengths = {len(a.endpoints[0].windows) for a in drafter.draft(after, NOW).assignments.values()}
+    assert len(lengths) == 2
