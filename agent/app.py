@@ -62,6 +62,7 @@ async def compose_agent(process: Process) -> None:
     from agent.node.grants import LocalCells
     from agent.node.local_api import LocalApi
     from agent.node.loop import DecideLoop, Decisions, Facts
+    from agent.node.pace import PaceKeeper
     from agent.node.waiting import WaitingLine
     from agent.observe.hydrations import HydrationWatch
     from agent.observe.metrics import Metrics
@@ -110,7 +111,7 @@ async def compose_agent(process: Process) -> None:
     tainted: Latest[bool | None] = Latest(False if settings.plan else None)
     room = GpuRoom(settings=settings, boot_id=boot_id, tainted=tainted, gpu=facts.gpu)
     gpu = GpuService(room, clock=clock, heartbeat=heartbeat, observer=metrics)
-    limits = Limits(warm_ahead=settings.warm_ahead)
+    limits = Limits(warm_ahead=settings.warm_ahead, early=settings.early)
     decide = DecideLoop(
         facts=facts,
         decisions=decided,
@@ -147,7 +148,10 @@ async def compose_agent(process: Process) -> None:
     )
     hydrations = HydrationWatch(models=facts.models, clock=clock, observer=metrics)
     windows = WindowWatch(assignment=facts.assignment, readiness=decided.readiness, clock=clock, observer=metrics)
-    process.services += [models, memory, gpu, decide, local, hydrations, windows]
+    pace = PaceKeeper(
+        models=facts.models, plan=decided.plan, pace=facts.pace, path=settings.root / "pace.json", clock=clock
+    )
+    process.services += [models, memory, gpu, decide, local, hydrations, windows, pace]
     if settings.plan:
         from agent.node.assignment_source import PlanFileService
 
@@ -314,6 +318,8 @@ async def compose_planner(process: Process) -> None:
         withdrawn=lambda: fleet.withdrawals.get().withdrawn_total,
         written=lambda: fleet.publishing.get().writes_total,
         unwritten=lambda: len(fleet.publishing.get().failing),
+        late=lambda: fleet.forecast.get().late,
+        slow=lambda: fleet.forecast.get().slow_nodes,
     )
     PlannerCollector(state, process.registry)
     process.services.append(fleet)

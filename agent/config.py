@@ -198,6 +198,11 @@ class Settings:
     )
     scrub: int = setting("5MB", _size, "bytes per second at which committed models are read back and checked; 0: never")
     warm_ahead: timedelta = setting("30m", _duration, "start this long before the latest safe start of a window")
+    early: timedelta = setting(
+        "6h",
+        _duration,
+        "spare capacity fetches models up to this long before their start, spread over the fleet; 0: never",
+    )
     proof_interval_seconds: float = setting(
         "15s", _seconds, "how often everything claimed is proved again; at most 25s"
     )

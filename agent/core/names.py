@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 PREFIX = "prewarm.dev/"
 ENDPOINT_PREFIX = "endpoint.prewarm.dev/"
 
@@ -23,6 +25,14 @@ TAINT_EFFECT = "NoSchedule"
 
 READY = "ready"
 
+NODE_POOL_LABELS = (
+    "karpenter.sh/nodepool",
+    "eks.amazonaws.com/nodegroup",
+    "cloud.google.com/gke-nodepool",
+    "kubernetes.azure.com/agentpool",
+    "node.kubernetes.io/instance-type",
+)
+
 
 def is_ours(key: str) -> bool:
     """Say whether a label, annotation, condition or taint key belongs to prewarm."""
@@ -32,3 +42,8 @@ def is_ours(key: str) -> bool:
 def endpoint_label(namespace: str, name: str) -> str:
     """Return the node label of an endpoint: `endpoint.prewarm.dev/<namespace>.<name>`."""
     return f"{ENDPOINT_PREFIX}{namespace}.{name}"
+
+
+def node_pool(labels: Mapping[str, str]) -> str:
+    """Return the node's pool by the first label that names one."""
+    return next((labels[key] for key in NODE_POOL_LABELS if labels.get(key)), "none")

@@ -21,9 +21,12 @@ from agent.demand.calendar import Almanac
 from agent.demand.endpoint import DemandDefaults, Endpoint, EndpointReading, Problem, ProblemKind, WorkloadRef
 from agent.demand.windows import softened, windows
 from agent.fleet.calendars import Calendars
+from agent.fleet.feasible import Outlook, miss_note, outlook
 from agent.fleet.holidays import keepers, soften_notes, without_softened
+from agent.fleet.loads import Loads
 from agent.fleet.placement import place
 from agent.fleet.resolutions import Resolutions
+from agent.fleet.yields import node_yields, slow_notes
 from agent.kube.events import Announcement, EventType
 from agent.kube.objects import ConfigMapView, NodeView, NodeWarmupView, ObjectRef, WorkloadView
 
@@ -59,6 +62,8 @@ class Draft:
     models: Mapping[ModelUri, tuple[Window, ...]] = field(default_factory=dict)
     images: Mapping[ImageRef, tuple[Window, ...]] = field(default_factory=dict)
     endpoints: int = 0
+    misses: Mapping[EndpointKey, timedelta] = field(default_factory=dict)  # by how much next windows will be late
+    slow_nodes: frozenset[str] = frozenset()
     wake_at: datetime | None = None  # when the same state would give another plan
 
 
@@ -97,7 +102,9 @@ class Drafter:
         previous = {
             w.name: tuple(e.key for e in w.assignment.endpoints) for w in state.warmups.values() if w.assignment
         }
-        placement = place([e for e in endpoints if e.key in wants], state.nodes, previous)
+        yields = node_yields(state.nodes, state.warmups)
+        loads = Loads(wants, yields, now)
+        placement = place([e for e in endpoints if e.key in wants], state.nodes, previous, loads)
         where = {e.key: e.workload for e in endpoints}
         told |= {_tell(where[k], "Unplaceable", reason) for k, reason in placement.unplaced.items()}
         fitting = self._fit(placement.assigned)
@@ -105,13 +112,21 @@ class Drafter:
         told |= {_tell(where[k], "Crowded", _CROWDED) for k in crowded}
         assigned = self._soften(fitting)
         told |= set(self._softened(endpoints, fitting))
+        ahead = outlook(assigned, yields, now)
+        told |= set(slow_notes(state.nodes, yields)) | set(self._misses(endpoints, fitting, ahead))
         return Draft(
             assignments={node: Assignment(node=node, endpoints=found) for node, found in assigned.items()},
             announcements=frozenset(told),
             models=self._needed((e.key, tuple(m.uri for m in e.models)) for e in endpoints),
             images=self._needed((e.key, tuple(i for i in e.images if not i.digest)) for e in endpoints),
             endpoints=len(endpoints),
-            wake_at=min((d.until for d in self._windows.values()), default=self._calendars.until(now)),
+            misses={key: some[0].late.by for key, some in ahead.misses.items()},
+            slow_nodes=frozenset(name for name, found in yields.items() if found.slow),
+            wake_at=min(
+                [d.until for d in self._windows.values()]
+                + [at for at in (ahead.look_at, self._calendars.until(now)) if at],
+                default=None,
+            ),
         )
 
     def _read(self, workloads: Iterable[WorkloadView]) -> list[EndpointReading]:
@@ -192,6 +207,14 @@ class Drafter:
             if nodes := where.get(endpoint.key):
                 notes = soften_notes(endpoint, self._wants[endpoint.key], len(nodes), self._calendars.almanac)
                 yield from (_tell(endpoint.workload, "Softened", note, EventType.NORMAL) for note in notes)
+
+    def _misses(
+        self, endpoints: Iterable[Endpoint], assigned: Mapping[str, tuple[EndpointKey, ...]], ahead: Outlook
+    ) -> Iterator[Announcement]:
+        where = _nodes_of(assigned, ahead.misses.keys())
+        for endpoint in endpoints:
+            if some := ahead.misses.get(endpoint.key):
+                yield _tell(endpoint.workload, "CannotBeReady", miss_note(some, len(where[endpoint.key])))
 
     def _fit(self, assigned: Mapping[str, tuple[EndpointKey, ...]]) -> dict[str, tuple[EndpointKey, ...]]:
         """Return what each node's NodeWarmup can hold, greater priority first: one too large would be refused as a whole."""

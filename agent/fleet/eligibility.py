@@ -18,6 +18,14 @@ GPU_RESOURCE = "nvidia.com/gpu"
 NOT_READY = "not Ready"
 NAME = "metadata.name"  # the one field a term can name
 _AWAY_TAINTS = ("node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable")
+# Set by what is about to end a node: Karpenter, its version before 1.0, Cluster Autoscaler, cloud providers, people.
+_LEAVING_TAINTS = (
+    "karpenter.sh/disrupted",
+    "karpenter.sh/disruption",
+    "ToBeDeletedByClusterAutoscaler",
+    "node.cloudprovider.kubernetes.io/shutdown",
+    "node.kubernetes.io/out-of-service",
+)
 _HARD_EFFECTS = ("NoSchedule", "NoExecute")
 _INTEGER = re.compile(r"[+-]?[0-9]{1,18}")
 
@@ -57,6 +65,10 @@ def closed(node: NodeView) -> str:
         return "being deleted"
     if node.unschedulable:
         return "cordoned"
+    if any(
+        taint.key in _LEAVING_TAINTS or taint.key.startswith("aws-node-termination-handler/") for taint in node.taints
+    ):
+        return "about to go away"
     if not node.ready or any(taint.key in _AWAY_TAINTS for taint in node.taints):
         return NOT_READY
     return ""

@@ -17,7 +17,7 @@ from agent.core.refs import ModelUri
 from agent.core.service import Relay, Service, forever
 from agent.demand.endpoint import DemandDefaults
 from agent.fleet.draft import Drafter
-from agent.fleet.planner import Planner, Plans
+from agent.fleet.planner import Forecast, Planner, Plans
 from agent.fleet.publish import Publisher, PublishReport
 from agent.fleet.resolutions import ImageResolver, ModelResolver, ResolvedModel, from_warmups
 from agent.fleet.resolve import Resolver
@@ -48,6 +48,7 @@ class Fleet:
         """`identity` is unique among the replicas: the pod's name."""
         self.withdrawals: Latest[WithdrawReport] = Latest(WithdrawReport())
         self.publishing: Latest[PublishReport] = Latest(PublishReport())
+        self.forecast: Latest[Forecast] = Latest(Forecast())
         self.leading: Latest[bool] = Latest(False)
         self._api, self._settings, self._identity, self._clock = api, settings, identity, clock
         self._models, self._images = models, images
@@ -91,11 +92,12 @@ class Fleet:
             # What stands now is the next leader's to tell.
             self.withdrawals.set(replace(self.withdrawals.get(), held=None, braked=frozenset(), claiming=0))
             self.publishing.set(replace(self.publishing.get(), failing={}))
+            self.forecast.set(Forecast())
 
     def _services(self, sources: Sources, swept: asyncio.Event) -> list[Service]:
         s, clock = self._settings, self._clock
         known = from_warmups(sources.warmups.get().items.values())
-        plans = Plans(models=Latest(known.models), images=Latest(known.images))
+        plans = Plans(models=Latest(known.models), images=Latest(known.images), forecast=self.forecast)
         drafter = Drafter(DemandDefaults(timezone=s.timezone, sources=s.sources))
         refresh = timedelta(seconds=s.resolve_seconds)
 

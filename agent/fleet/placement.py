@@ -1,9 +1,10 @@
-"""Which endpoints each node keeps warm: eligibility as the scheduler sees it, then rendezvous hashing. Pure.
+"""Which endpoints each node keeps warm: eligible as the scheduler sees it, with room, in time, and moving as little as can be. Pure.
 
-Rendezvous (highest random weight; Thaler and Ravishankar 1998): each endpoint ranks all nodes by a score of its own and takes the
-first ones, so that a node joining or leaving moves only what it gains or loses. The score of a pair is a * h(node) + b modulo the
-prime 2^61 - 1 with a and b from BLAKE2b of the endpoint's key and h from BLAKE2b of the node's name: pairwise independent, the same
-on every machine and Python, and a third of the price of hashing each pair.
+An endpoint stays where it was, goes next to where its bytes are already, and else to the nodes that rank first for it by rendezvous
+(highest random weight; Thaler and Ravishankar 1998), spread over zones. Each endpoint ranks all nodes by a score of its own, so
+that a node that joins or leaves moves only what it gains or loses. The score of a pair is a * h(node) + b modulo the prime 2^61 - 1
+with a and b from BLAKE2b of the endpoint's key and h from BLAKE2b of the node's name: pairwise independent, the same on every machine
+and Python, and a third of the price of hashing each pair.
 """
 
 from __future__ import annotations
@@ -19,10 +20,12 @@ from agent.core.names import LABEL_GPU
 from agent.core.refs import EndpointKey
 from agent.demand.endpoint import Endpoint
 from agent.fleet.eligibility import NAME, NOT_READY, Needs, closed, exclusion, gpus_of
+from agent.fleet.loads import Loads
 from agent.kube.objects import NodeView
 
 _PRIME = (1 << 61) - 1
 _TOLD = 5  # kinds of exclusion one reason names
+_SHORT = 24  # nodes looked at for room and time beyond those asked for, before all are
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,37 +40,102 @@ def place(
     endpoints: Iterable[Endpoint],
     nodes: Iterable[NodeView],
     previous: Mapping[str, tuple[EndpointKey, ...]] | None = None,
+    loads: Loads | None = None,
 ) -> Placement:
     """Choose `endpoint.nodes` eligible nodes (all, if None) for each endpoint.
 
-    A node that is cordoned or being deleted gets nothing. One that is NotReady gets nothing new, and keeps what it has in
-    `previous` besides the nodes chosen instead, so that a short outage does not cost its cache. For endpoints with GPUs, nodes
-    whose GPUs proved unhealthy come last. Neither the order of endpoints nor that of nodes matters.
+    A node that is cordoned, drained, disrupted or being deleted gets nothing. One that is NotReady gets nothing new, and keeps
+    what it has in `previous` besides the nodes chosen instead, so that a short outage does not cost its cache. For endpoints with
+    GPUs, nodes whose GPUs proved unhealthy come last, and slow nodes come before those. `loads` knows which nodes have room and
+    time; where none has, an endpoint is placed all the same. Neither the order of endpoints nor that of nodes matters.
     """
-    groups: defaultdict[Needs, list[Endpoint]] = defaultdict(list)
-    for endpoint in endpoints:
-        groups[Needs.of(endpoint.spec, endpoint.gpus)].append(endpoint)
-    fleet = _Fleet.of(nodes, groups)
+    endpoints, loads = list(endpoints), loads or Loads()
+    fleet = _Fleet.of(nodes, {Needs.of(e.spec, e.gpus) for e in endpoints}, loads)
+    holders = _holders(previous or {}, set(fleet.names) - fleet.closed.keys())
     chosen: dict[str, list[EndpointKey]] = {name: [] for name in fleet.names}
     unplaced: dict[EndpointKey, str] = {}
-    for needs, members in groups.items():
-        pools = fleet.pools(needs)
-        if not any(pool.names for pool in pools):
-            unplaced |= dict.fromkeys((e.key for e in members), fleet.reason(needs))
+    todo: list[tuple[Endpoint, _Pools, list[str]]] = []
+    for endpoint in sorted(endpoints, key=lambda e: (-e.priority, -loads.size_bytes(e.key), e.key)):
+        pools = fleet.pools(Needs.of(endpoint.spec, endpoint.gpus))
+        if not pools.count:
+            unplaced[endpoint.key] = fleet.reason(Needs.of(endpoint.spec, endpoint.gpus))
             continue
-        for endpoint in members:
-            for name in _choose(endpoint, pools):
-                chosen[name].append(endpoint.key)
-    _keep_on_away(chosen, fleet, previous or {}, {e.key for members in groups.values() for e in members})
+        stay = _staying(endpoint, pools, holders.get(endpoint.key, ()), loads)
+        todo.append((endpoint, pools, stay))
+    for endpoint, pools, stay in todo:  # all that stay have their room before anything new is placed
+        for name in _filled(endpoint, pools, stay, loads):
+            chosen[name].append(endpoint.key)
+    _keep_on_away(chosen, fleet, previous or {}, {e.key for e in endpoints})
     return Placement(assigned={name: tuple(sorted(keys)) for name, keys in chosen.items()}, unplaced=unplaced)
 
 
-def _choose(endpoint: Endpoint, pools: Sequence[_Pool]) -> list[str]:
-    names: list[str] = []
-    for pool in pools:
-        wanted = None if endpoint.nodes is None else endpoint.nodes - len(names)
-        names += pool.first(endpoint.key, wanted)
+def _holders(previous: Mapping[str, tuple[EndpointKey, ...]], opened: set[str]) -> Mapping[EndpointKey, list[str]]:
+    found: defaultdict[EndpointKey, list[str]] = defaultdict(list)
+    for name in sorted(previous.keys() & opened):
+        for key in previous[name]:
+            found[key].append(name)
+    return found
+
+
+def _staying(endpoint: Endpoint, pools: _Pools, holders: Sequence[str], loads: Loads) -> list[str]:
+    """Return the holders that keep it, and take their room."""
+    wanted = pools.count if endpoint.nodes is None else endpoint.nodes
+    if endpoint.nodes is None or wanted >= pools.count:
+        return []  # it gets all there are in any case
+    good = [n for n in holders if n in pools.well or (n in pools.slow and not loads.lacks_bytes(endpoint.key, n))]
+    stay = [n for n in _ranked(endpoint.key, good) if loads.fits(endpoint.key, n)][:wanted]
+    for name in stay:
+        loads.take(endpoint.key, name)
+    return stay
+
+
+def _filled(endpoint: Endpoint, pools: _Pools, stay: list[str], loads: Loads) -> list[str]:
+    """Return the nodes of an endpoint: those it stays on, then new ones, those with room and time first."""
+    wanted = pools.count if endpoint.nodes is None else min(endpoint.nodes, pools.count)
+    if wanted == pools.count:
+        names = [name for pool in pools.in_order() for name in pool.names]
+    else:
+        names = _chosen(endpoint.key, pools, stay, wanted, loads)
+    for name in names:
+        if name not in stay:
+            loads.take(endpoint.key, name)
     return names
+
+
+def _chosen(key: EndpointKey, pools: _Pools, stay: list[str], wanted: int, loads: Loads) -> list[str]:
+    names = list(stay)
+    if len(names) < wanted:
+        names += _spread(key, [n for n in loads.having(key) if n in pools.well], names, wanted, loads)
+    for tier in (pools.well, pools.slow) if len(names) < wanted else ():
+        names += _new(key, tier, names, wanted, loads)
+    for tier in pools.in_order() if len(names) < wanted else ():  # no room or no time anywhere: the best that can be
+        names += [n for n in tier.first(key, wanted + len(names)) if n not in names][: wanted - len(names)]
+    return names
+
+
+def _new(key: EndpointKey, tier: _Pool, names: Sequence[str], wanted: int, loads: Loads) -> list[str]:
+    if wanted <= len(names) or not tier.names:
+        return []
+    few = tier.first(key, wanted + len(names) + _SHORT)
+    found = _spread(key, few, names, wanted, loads)
+    short = len(names) + len(found) < wanted or (wanted > 1 and len({loads.zone(n) for n in few}) < tier.zones)
+    return _spread(key, tier.first(key, len(tier.names)), names, wanted, loads) if short else found
+
+
+def _spread(key: EndpointKey, ranked: Iterable[str], names: Sequence[str], wanted: int, loads: Loads) -> list[str]:
+    """Return up to as many as are wanted more, of those with room and time: the zone with the fewest first, then by rank."""
+    left = [n for n in ranked if n not in names and loads.fits(key, n)]
+    zones, found = Counter(map(loads.zone, names)), list[str]()
+    while left and len(names) + len(found) < wanted:
+        best = min(left, key=lambda n: zones[loads.zone(n)])  # the first of equals: the order is the rank
+        left.remove(best)
+        zones[loads.zone(best)] += 1
+        found.append(best)
+    return found
+
+
+def _ranked(key: EndpointKey, names: Sequence[str]) -> list[str]:
+    return _Pool(names=list(names), hashes=[_hash(n) for n in names]).first(key, len(names))
 
 
 def _keep_on_away(
@@ -86,6 +154,7 @@ class _Alike:
     """Open nodes that no endpoint of this fleet can tell apart: what holds for `one` holds for all `names`."""
 
     one: NodeView
+    slow: bool
     names: list[str]
     hashes: list[int]
 
@@ -97,9 +166,11 @@ class _Fleet:
     names: Sequence[str]
     alike: Sequence[_Alike]
     closed: Mapping[str, str]
+    loads: Loads
+    known: dict[tuple[tuple[int, ...], ...], _Pools] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, nodes: Iterable[NodeView], needs: Iterable[Needs]) -> _Fleet:
+    def of(cls, nodes: Iterable[NodeView], needs: Iterable[Needs], loads: Loads) -> _Fleet:
         """Sort the nodes once, so that each endpoint is compared with a few kinds of node, not with every node."""
         fleet = sorted(nodes, key=lambda node: node.name)
         why = {node.name: reason for node in fleet if (reason := closed(node))}
@@ -107,26 +178,25 @@ class _Fleet:
         kinds: dict[object, _Alike] = {}
         for node in fleet:
             if node.name not in why:
-                kind = (
-                    tuple(map(node.labels.get, keys)),
-                    node.taints,
-                    gpus_of(node.allocatable),
-                    NAME in keys and node.name,
-                )
-                alike = kinds.setdefault(kind, _Alike(one=node, names=[], hashes=[]))
+                slow = loads.is_slow(node.name)
+                labels = tuple(map(node.labels.get, keys))
+                kind = (labels, node.taints, gpus_of(node.allocatable), NAME in keys and node.name, slow)
+                alike = kinds.setdefault(kind, _Alike(one=node, slow=slow, names=[], hashes=[]))
                 alike.names.append(node.name)
                 alike.hashes.append(_hash(node.name))
-        return cls(names=[node.name for node in fleet], alike=tuple(kinds.values()), closed=why)
+        return cls(names=[node.name for node in fleet], alike=tuple(kinds.values()), closed=why, loads=loads)
 
-    def pools(self, needs: Needs) -> tuple[_Pool, _Pool]:
-        """Return the eligible nodes, and apart from them those whose GPUs are of no use to these needs."""
-        well, sick = _Pool(names=[], hashes=[]), _Pool(names=[], hashes=[])
-        for alike in self.alike:
+    def pools(self, needs: Needs) -> _Pools:
+        """Return the eligible nodes; apart from them slow ones, and those whose GPUs are of no use to these needs."""
+        found: tuple[list[int], list[int], list[int]] = ([], [], [])
+        for n, alike in enumerate(self.alike):
             if not exclusion(alike.one, needs):
-                pool = sick if needs.gpus and alike.one.labels.get(LABEL_GPU) == GpuVerdict.UNHEALTHY else well
-                pool.names.extend(alike.names)
-                pool.hashes.extend(alike.hashes)
-        return well, sick
+                sick = needs.gpus and alike.one.labels.get(LABEL_GPU) == GpuVerdict.UNHEALTHY
+                found[2 if sick else 1 if alike.slow else 0].append(n)
+        kinds = tuple(map(tuple, found))
+        if kinds not in self.known:  # needs differ in much that selects the same nodes
+            self.known[kinds] = _Pools.of(*([self.alike[n] for n in some] for some in kinds), loads=self.loads)
+        return self.known[kinds]
 
     def reason(self, needs: Needs) -> str:
         """Say what excludes how many nodes, the commonest first."""
@@ -147,18 +217,45 @@ class _Pool:
 
     names: list[str]
     hashes: list[int]
+    zones: int = 1
+    known: frozenset[str] = frozenset()
 
-    def first(self, key: EndpointKey, wanted: int | None) -> list[str]:
-        """Return the `wanted` names that rank first for `key` (all for None)."""
-        if wanted is None or wanted >= len(self.names):
-            return self.names
-        if wanted < 1:
+    @classmethod
+    def of(cls, kinds: Iterable[_Alike], loads: Loads) -> _Pool:
+        names = [n for k in kinds for n in k.names]
+        hashes = [h for k in kinds for h in k.hashes]
+        return cls(names=names, hashes=hashes, zones=len(set(map(loads.zone, names))), known=frozenset(names))
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.known
+
+    def first(self, key: EndpointKey, wanted: int) -> list[str]:
+        """Return the `wanted` names that rank first for `key`, in that order."""
+        if wanted < 1 or not self.names:
             return []
         a, b = _hash(f"a {key}") or 1, _hash(f"b {key}")
         scores = [(a * h + b) % _PRIME for h in self.hashes]
-        if wanted == 1:
-            return [self.names[scores.index(min(scores))]]
+        if wanted >= len(self.names):
+            return [name for _, name in sorted(zip(scores, self.names, strict=True))]
         return [name for _, name in heapq.nsmallest(wanted, zip(scores, self.names, strict=True))]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Pools:
+    """Pools in the order they are used."""
+
+    well: _Pool
+    slow: _Pool
+    sick: _Pool
+    count: int
+
+    @classmethod
+    def of(cls, well: Sequence[_Alike], slow: Sequence[_Alike], sick: Sequence[_Alike], *, loads: Loads) -> _Pools:
+        pools = [_Pool.of(kinds, loads) for kinds in (well, slow, sick)]
+        return cls(well=pools[0], slow=pools[1], sick=pools[2], count=sum(len(pool.names) for pool in pools))
+
+    def in_order(self) -> tuple[_Pool, _Pool, _Pool]:
+        return self.well, self.slow, self.sick
 
 
 def _hash(text: str) -> int:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 
 import structlog
 
 from agent.core.assignment import Assignment, Window
 from agent.core.clock import Clock
 from agent.core.latest import Latest, Signal
-from agent.core.refs import ImageRef, ModelUri
+from agent.core.refs import EndpointKey, ImageRef, ModelUri
 from agent.fleet.draft import Draft, Drafter
 from agent.fleet.resolutions import Resolution, Resolutions, ResolvedModel
 from agent.fleet.sources import Sources
@@ -25,6 +25,14 @@ _LEAST_WAIT_SECONDS = 60.0  # windows that end close together are one write
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Forecast:
+    """For metrics: by how much the next windows of endpoints will be late at best, and how many nodes are slow."""
+
+    late: Mapping[EndpointKey, timedelta] = field(default_factory=dict)
+    slow_nodes: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Plans:
     """The planner's cells: what is to be resolved and what was, and the plan's two outcomes."""
 
@@ -34,6 +42,7 @@ class Plans:
     images: Latest[Mapping[ImageRef, Resolution[str]]] = field(default_factory=lambda: Latest({}))
     desired: Latest[Mapping[str, Assignment] | None] = field(default_factory=lambda: Latest(None))
     standing: Latest[Collection[Announcement]] = field(default_factory=lambda: Latest(frozenset()))
+    forecast: Latest[Forecast] = field(default_factory=lambda: Latest(Forecast()))
 
 
 class Planner:
@@ -90,6 +99,7 @@ class Planner:
         self._plans.model_wants.set(draft.models)
         self._plans.image_wants.set(draft.images)
         self._plans.standing.set(draft.announcements)
+        self._plans.forecast.set(Forecast(late=draft.misses, slow_nodes=len(draft.slow_nodes)))
         self._plans.desired.set(draft.assignments)
 
 

@@ -165,6 +165,18 @@ class PodView:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class NodeReport:
+    """What a node's agent says of itself that plans rest on; 0 where it says nothing.
+
+    `missing_bytes` is, by image reference or model URI, what is still to come; an item that is not told is not known.
+    """
+
+    pace_bytes_per_second: int = 0
+    capacity_bytes: int = 0
+    missing_bytes: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class NodeWarmupView:
     """A NodeWarmup's spec. `assignment` is None where the spec cannot be read, and `problem` then says why."""
 
@@ -175,6 +187,7 @@ class NodeWarmupView:
     assignment: Assignment | None = None
     problem: str = ""
     observed_generation: int = 0
+    report: NodeReport = NodeReport()
     status: Mapping[str, object] = field(default_factory=dict)  # as it stands, to compare before writing
 
 

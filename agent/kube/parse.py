@@ -5,12 +5,15 @@ A field of an unexpected type counts as absent, so that one odd object never sto
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 from agent.core.assignment_json import parse_assignment
 from agent.core.errors import Invalid
+from agent.core.inventory import ImageLevel, ModelLevel
 from agent.kube.memory import pod_memory_request
 from agent.kube.objects import (
     Condition,
@@ -20,6 +23,7 @@ from agent.kube.objects import (
     DaemonSetView,
     EventView,
     LeaseView,
+    NodeReport,
     NodeRequirement,
     NodeView,
     NodeWarmupView,
@@ -37,6 +41,7 @@ T = TypeVar("T")
 Json = Mapping[str, Any]
 
 GPU_RESOURCE = "nvidia.com/gpu"
+_WARM_LEVELS = (str(ImageLevel.UNPACKED), str(ModelLevel.COMMITTED), str(ModelLevel.RESIDENT))
 
 
 def parse_node(item: Json) -> NodeView:
@@ -125,13 +130,28 @@ def parse_nodewarmup(item: Json) -> NodeWarmupView:
         assignment=assignment,
         problem=problem,
         observed_generation=_whole(status, "observedGeneration"),
+        report=_report(status),
         status=status,
     )
 
 
 def parse_nodewarmup_spec(item: Json) -> NodeWarmupView:
-    """Parse a NodeWarmup without its status: for the planner, which would hold and compare thousands for nothing."""
-    return parse_nodewarmup({key: value for key, value in item.items() if key != "status"})
+    """Parse a NodeWarmup for the planner: of the status only the report, for it would hold and compare thousands for nothing."""
+    parsed = parse_nodewarmup({key: value for key, value in item.items() if key != "status"})
+    return replace(parsed, report=_report(_map(item, "status")))
+
+
+def _report(status: Json) -> NodeReport:
+    return NodeReport(
+        pace_bytes_per_second=max(0, _whole(status, "paceBytesPerSecond")),
+        capacity_bytes=max(0, _whole(_map(status, "cache"), "capacityBytes")),
+        missing_bytes=dict(_missing(i) for i in _maps(status, "items") if _text(i, "ref")),
+    )
+
+
+def _missing(item: Json) -> tuple[str, int]:
+    warm = _text(item, "level") in _WARM_LEVELS
+    return sys.intern(_text(item, "ref")), 0 if warm else max(0, _whole(item, "total") - _whole(item, "bytes"))
 
 
 def parse_event(item: Json) -> EventView:

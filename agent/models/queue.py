@@ -144,7 +144,9 @@ class Queue:
             return True
         urgent = {self._key(s) for s in plan.hydrations if s.urgent}
         first = self._next()
-        return first is not None and first.urgent and self._key(running) not in urgent
+        if first is None or self._key(first) == self._key(running):
+            return False
+        return (first.urgent and self._key(running) not in urgent) or (running.early and not first.early)
 
     @staticmethod
     def _key(step: HydrateStep) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 
 import structlog
@@ -29,6 +29,7 @@ from agent.core.names import READY
 from agent.core.refs import EndpointKey, ImageRef
 from agent.node.readiness import Readiness, readiness
 from agent.plan.decision import NodePlan
+from agent.plan.pace import Pace
 
 PROOF_AGE_SECONDS = 30.0  # the design's: what was proved longer ago is proved no more
 _STALE_LOOK_SECONDS = 1.0
@@ -47,6 +48,7 @@ class Facts:
     memory: Latest[MemoryView]
     gpu: Latest[GpuReport]
     waiting: Latest[frozenset[EndpointKey]]
+    pace: Latest[Pace] = field(default_factory=lambda: Latest(Pace()))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,6 +125,7 @@ class DecideLoop:
             cache=models.cache,
             memory=memory,
             waiting=self._facts.waiting.get(),
+            pace_bytes_per_second=self._facts.pace.get().bytes_per_second,
             proved=self._proof_age() <= PROOF_AGE_SECONDS,
         )
 

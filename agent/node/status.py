@@ -44,7 +44,9 @@ def render_status(
         "cache": {
             "used": format_size(inventory.cache.used_bytes),
             "capacity": format_size(inventory.cache.capacity_bytes),
+            "capacityBytes": inventory.cache.capacity_bytes,
         },
+        "paceBytesPerSecond": round(inventory.pace_bytes_per_second),
         "memory": _memory(inventory),
         "gpu": {"verdict": str(inventory.gpu.verdict), "reason": cut(inventory.gpu.reason, _TEXT_LIMIT)},
         "endpoints": [
@@ -58,7 +60,7 @@ def render_status(
 
 def signature(status: Status) -> str:
     """Return what a change of must be written: levels and reasons, without the numbers in them."""
-    kept = {k: v for k, v in status.items() if k not in ("cache", "memory", "items", "endpoints")}
+    kept = {k: v for k, v in status.items() if k not in ("cache", "memory", "paceBytesPerSecond", "items", "endpoints")}
     rows = [
         {k: row.get(k) for k in ("key", "stage", "ref", "level", "reason", "error")}
         for part in (status.get("endpoints"), status.get("items"))

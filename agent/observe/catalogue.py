@@ -130,13 +130,19 @@ BRAKED = _gauge("prewarm_planner_braked_nodes", "Of these, nodes held by the bra
 WITHDRAWN = _counter("prewarm_planner_withdrawn_nodes_total", "Times the planner withdrew a node's claims")
 PUBLISHED = _counter("prewarm_planner_writes_total", "NodeWarmups written by the planner")
 UNPUBLISHED = _gauge("prewarm_planner_unwritten_nodes", "Nodes whose NodeWarmup could not be written")
+SLOW_NODES = _gauge("prewarm_planner_slow_nodes", "Nodes that fetch at less than a third of their pool's median rate")
+WINDOW_LATE_AHEAD = _gauge(
+    "prewarm_planner_window_late_seconds",
+    "How late the next window of an endpoint will be at best; only those that cannot be met",
+    *ENDPOINT_LABELS,
+)
 
 FED = (COLD_START_TOTAL, IMAGE_PULL, MODEL_LOAD, PULL_TRANSFER, PULLED_BYTES, IMAGES_LOST, HYDRATION, HYDRATED_BYTES, XIDS, GPU_TESTS,
        API_WRITES, CLAIMS, WITHDRAWALS, MEMORY_RELEASES, WINDOW_LATENESS, WINDOWS_MISSED)  # fmt: skip
 READ = (ENDPOINT_READY, MODEL_BYTES, COMMITTED_BYTES, RESIDENT_BYTES, IMAGES, PINNED, MODELS, GPU_VERDICT, GPUS, GPU_STATE, GPU_REASON,
         STORE_USED, STORE_FREE, STORE_CAPACITY, SCRUBBED, BAD_PARTS, REPAIRS, SCRUB_AGE, MEMORY_HELD, MEMORY_BUDGET, HEARTBEAT_AGE, BUILD, HYDRATION_RATE,
         HYDRATION_QUEUE, HYDRATION_ETA, PARTS)  # fmt: skip
-PLANNER = (LEADING, HELD, BRAKED, WITHDRAWN, PUBLISHED, UNPUBLISHED)
+PLANNER = (LEADING, HELD, BRAKED, WITHDRAWN, PUBLISHED, UNPUBLISHED, SLOW_NODES, WINDOW_LATE_AHEAD)
 CATALOGUE: tuple[Metric, ...] = FED + READ + PLANNER
 # What a person looks at first.
 FIRST = (COLD_START_TOTAL, IMAGE_PULL, MODEL_LOAD, HYDRATION, HYDRATED_BYTES, WINDOW_LATENESS, WINDOWS_MISSED, ENDPOINT_READY,

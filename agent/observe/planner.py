@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from agent.core.refs import EndpointKey
 from agent.observe import catalogue
 from agent.observe.catalogue import Kind, Metric
 
@@ -25,6 +27,8 @@ class PlannerState:
     withdrawn: Callable[[], int]
     written: Callable[[], int]
     unwritten: Callable[[], int]
+    late: Callable[[], Mapping[EndpointKey, timedelta]] = dict
+    slow: Callable[[], int] = int
 
 
 class PlannerCollector(Collector):
@@ -43,6 +47,12 @@ class PlannerCollector(Collector):
         yield _family(catalogue.WITHDRAWN, state.withdrawn())
         yield _family(catalogue.PUBLISHED, state.written())
         yield _family(catalogue.UNPUBLISHED, state.unwritten())
+        yield _family(catalogue.SLOW_NODES, state.slow())
+        late = catalogue.WINDOW_LATE_AHEAD
+        ahead = GaugeMetricFamily(late.name, late.help, labels=late.labels)
+        for key, by in state.late().items():
+            ahead.add_metric((key.namespace, key.name), by.total_seconds())
+        yield ahead
 
 
 def _family(metric: Metric, value: float) -> Family:

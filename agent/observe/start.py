@@ -14,20 +14,13 @@ from enum import StrEnum
 from agent.core.assignment import Assignment, EndpointWant
 from agent.core.errors import Invalid
 from agent.core.inventory import Inventory, ModelLevel
-from agent.core.names import LABEL_ENDPOINT_NAME, is_ours
+from agent.core.names import LABEL_ENDPOINT_NAME, is_ours, node_pool
 from agent.core.refs import EndpointKey, ImageRef, parse_image_ref
 from agent.kube.objects import ContainerStatusView, PodView
 from agent.plan.planning import model_digest
 
 GB = 10**9
 SIZE_CLASSES = ((10 * GB, "<10GB"), (40 * GB, "10-40GB"), (100 * GB, "40-100GB"), (200 * GB, "100-200GB"))
-NODE_POOL_LABELS = (
-    "karpenter.sh/nodepool",
-    "eks.amazonaws.com/nodegroup",
-    "cloud.google.com/gke-nodepool",
-    "kubernetes.azure.com/agentpool",
-    "node.kubernetes.io/instance-type",
-)
 AWAIT_REQUEST = timedelta(minutes=10)  # after Ready; a later first answer tells of traffic, not of a start
 SEEN_LATE = timedelta(seconds=10)  # a container that had started longer ago when first seen: its warmth then is unknown
 
@@ -93,11 +86,6 @@ def size_class(size_bytes: int) -> str:
     if size_bytes <= 0:
         return "none"
     return next((name for limit, name in SIZE_CLASSES if size_bytes < limit), ">200GB")
-
-
-def node_pool(labels: Mapping[str, str]) -> str:
-    """Return the node's pool by the first label that names one."""
-    return next((labels[key] for key in NODE_POOL_LABELS if labels.get(key)), "none")
 
 
 def endpoint_of(pod: PodView, assignment: Assignment | None) -> tuple[EndpointKey, EndpointWant | None] | None:

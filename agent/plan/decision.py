@@ -33,13 +33,17 @@ class PinStep:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HydrateStep:
-    """Bring one model version into the store (or first resolve it, where `want.digest` is None)."""
+    """Bring one model version into the store (or first resolve it, where `want.digest` is None).
+
+    An `early` one uses spare capacity before its start: it gives way to any that is not.
+    """
 
     want: ModelWant
     endpoints: tuple[EndpointKey, ...]
     due: datetime | None
     urgent: bool
     reason: str
+    early: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,12 +1,13 @@
 """`plan`: from what is asked, what is proved and the time, to what is done next, in deadline order. Pure and total.
 
-Order is earliest due first (EDF: optimal on one resource, Liu and Layland 1973), pods that wait before all windows, then
-priority. An endpoint's start is its due time less the time to fetch everything due no later, less `warm_ahead`.
+Order is earliest due first, pods that wait before all windows, then priority. An endpoint's start is the latest at which it and
+all that is due after it are in time (`agent.plan.physics`), less `warm_ahead`. While nothing must be fetched now, one model whose
+start is ahead is fetched early.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
@@ -16,20 +17,23 @@ from agent.core.refs import Digest, EndpointKey, ImageRef
 from agent.core.units import format_duration, format_size
 from agent.plan.decision import EndpointPlan, HydrateStep, NodePlan, PullStep, Stage, ViewWant
 from agent.plan.memory import keep_in_memory, memory_starts
+from agent.plan.physics import Job, before, latest_starts, share_of
 from agent.plan.pins import pins
 from agent.plan.room import NextUse, Room, Wanting, make_room
 
 _FAR = datetime.max.replace(tzinfo=UTC)
-_LONG_AGO = datetime.min.replace(tzinfo=UTC)
-_LONGEST_SECONDS = 366 * 86400.0  # a fetch that takes longer than any window is known ahead starts now in any case
 _ASSUMED_IMAGE_BYTES = 2_000_000_000  # an image's size is unknown before its manifest is here: a mid-size serving image
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What the plan may assume: `rate_bytes_per_second` until a download has been measured on this node."""
+    """What the plan may assume: `rate_bytes_per_second` until a download has been measured on this node.
+
+    `early` is over how long before their starts the nodes of a fleet spread what they fetch early; 0: nothing is.
+    """
 
     warm_ahead: timedelta = timedelta(minutes=30)
+    early: timedelta = timedelta(0)
     rate_bytes_per_second: float = 100e6
 
 
@@ -37,11 +41,14 @@ def plan(assignment: Assignment | None, inventory: Inventory, now: datetime, lim
     """Decide what this node does now. Every step and every endpoint carries the sentence that says why."""
     if assignment is None:
         return NodePlan()
-    rows = list(_rows(assignment, inventory, now, limits))
+    rows = _rows(assignment, inventory, now, limits)
     uses = _uses(rows, inventory, now, limits)
     room = make_room(_wanting(rows, inventory, now), uses, inventory.models)
     rows = [_with_room(row, inventory, room) for row in rows]
     pulls, hydrations = _pulls(rows, inventory, now), _hydrations(rows, inventory, now)
+    early_at: datetime | None = None
+    if not pulls and not hydrations:
+        hydrations, early_at = _early(rows, inventory, now, limits, assignment.node)
     return NodePlan(
         pulls=pulls,
         hydrations=hydrations,
@@ -50,7 +57,7 @@ def plan(assignment: Assignment | None, inventory: Inventory, now: datetime, lim
         memory=keep_in_memory(assignment.endpoints, inventory, pulls, hydrations, now),
         pins=pins((r.told for r in rows), now),
         endpoints=tuple(r.told for r in rows),
-        wake_at=min((t for t in _turning_points(rows, inventory) if t > now), default=None),
+        wake_at=min((t for t in (*_turning_points(rows, inventory), early_at) if t and t > now), default=None),
         images=tuple({i.ref: i for e in assignment.endpoints for i in e.images}.values()),
         models=_unique_models(assignment.endpoints),
         refusals=room.refusals,
@@ -97,43 +104,59 @@ class _Row:
         return None if self.waiting else self.told.due
 
 
-def _rows(assignment: Assignment, inventory: Inventory, now: datetime, limits: Limits) -> Iterator[_Row]:
-    rate, ahead = _rate(inventory, limits), 0
-    for want in sorted(assignment.endpoints, key=lambda e: _urgency(e, inventory, now)):
-        images = tuple(i for i in want.images if not image_is_warm(i, inventory))
-        models = tuple(m for m in want.models if not model_is_warm(m, inventory))
-        missing = sum(_image_bytes(i, inventory) for i in images) + sum(_model_bytes(m, inventory) for m in models)
-        ahead += missing
-        window = want.next_window(now)
-        start = _start(window, ahead / rate, limits) if window else None
-        waiting = want.key in inventory.waiting
-        fit = inventory.gpu.verdict is not GpuVerdict.UNHEALTHY or want.gpus == 0
-        active = fit and (waiting or (start is not None and start <= now))
-        stage, reason = _stage(
-            want, inventory, now, active=active, missing=bool(images or models), window=window, start=start
-        )
-        told = EndpointPlan(
-            want=want,
-            stage=stage,
-            reason=reason,
-            start_at=start,
-            due=window.ready_by if window else None,
-            missing_bytes=missing,
-        )
-        yield _Row(want=want, images=images, models=models, waiting=waiting, active=active, told=told)
+def _rows(assignment: Assignment, inventory: Inventory, now: datetime, limits: Limits) -> list[_Row]:
+    wants = sorted(assignment.endpoints, key=lambda e: _urgency(e, inventory, now))
+    starts = _starts(wants, inventory, now, limits, jitter=share_of(assignment.node))
+    return [_row(want, inventory, now, starts.get(want.key)) for want in wants]
 
 
-def _start(window: Window, fetch_seconds: float, limits: Limits) -> datetime:
-    """Return the latest safe start. A download that stalls has a rate near 0: then everything starts now."""
-    try:
-        return window.ready_by - timedelta(seconds=min(fetch_seconds, _LONGEST_SECONDS)) - limits.warm_ahead
-    except OverflowError:  # due in the first days of the calendar
-        return _LONG_AGO
-
-
-def _urgency(want: EndpointWant, inventory: Inventory, now: datetime) -> tuple[bool, datetime, int, EndpointKey]:
+def _row(want: EndpointWant, inventory: Inventory, now: datetime, start: datetime | None) -> _Row:
+    images = tuple(i for i in want.images if not image_is_warm(i, inventory))
+    models = tuple(m for m in want.models if not model_is_warm(m, inventory))
     window = want.next_window(now)
-    return want.key not in inventory.waiting, window.ready_by if window else _FAR, -want.priority, want.key
+    waiting = want.key in inventory.waiting
+    fit = inventory.gpu.verdict is not GpuVerdict.UNHEALTHY or want.gpus == 0
+    active = fit and (waiting or (start is not None and start <= now))
+    stage, reason = _stage(
+        want, inventory, now, active=active, missing=bool(images or models), window=window, start=start
+    )
+    told = EndpointPlan(
+        want=want,
+        stage=stage,
+        reason=reason,
+        start_at=start,
+        due=window.ready_by if window else None,
+        missing_bytes=sum(_image_bytes(i, inventory) for i in images) + sum(_model_bytes(m, inventory) for m in models),
+    )
+    return _Row(want=want, images=images, models=models, waiting=waiting, active=active, told=told)
+
+
+def _starts(
+    wants: Sequence[EndpointWant], inventory: Inventory, now: datetime, limits: Limits, *, jitter: float
+) -> dict[EndpointKey, datetime]:
+    """Return when each endpoint that has a window starts. What several need is fetched once, for the first of them."""
+    rate, fetched = _rate(inventory, limits), set[object]()
+    jobs: list[Job[EndpointKey]] = []
+    for want in wants:
+        lacking: dict[object, int] = {
+            i.ref: _image_bytes(i, inventory) for i in want.images if not image_is_warm(i, inventory)
+        }
+        lacking |= {
+            m.digest or m.uri: _model_bytes(m, inventory) for m in want.models if not model_is_warm(m, inventory)
+        }
+        seconds = sum(size for item, size in lacking.items() if item not in fetched) / rate
+        fetched |= lacking.keys()
+        if window := want.next_window(now):
+            jobs.append(Job(key=want.key, due=window.ready_by, seconds=seconds))
+    jobs.sort(key=lambda job: job.due)  # a stable sort: those that a pod waits for stand where they are due
+    margin = limits.warm_ahead * (1 + jitter / 4)
+    return dict(zip((j.key for j in jobs), latest_starts(jobs, margin), strict=True))
+
+
+def _urgency(want: EndpointWant, inventory: Inventory, now: datetime) -> tuple[bool, datetime, int, int, EndpointKey]:
+    window = want.next_window(now)
+    due, confidence = (window.ready_by, window.confidence) if window else (_FAR, 0)
+    return want.key not in inventory.waiting, due, -confidence, -want.priority, want.key
 
 
 def _stage(
@@ -152,7 +175,7 @@ def _stage(
         return Stage.FAILING, f"needs {want.gpus} GPU: {inventory.gpu.verdict}, {inventory.gpu.reason}"
     if not missing:
         return Stage.READY, "every image and model is proved warm here"
-    if error := _first_error(want, inventory):
+    if (error := _first_error(want, inventory)) and not (start and start > now and _only_lacks_room(want, inventory)):
         return Stage.FAILING, error
     if window and now >= window.ready_by:
         late = format_duration(now - window.ready_by)
@@ -182,6 +205,41 @@ def _first_error(want: EndpointWant, inventory: Inventory) -> str:
         if error and not model_is_warm(model, inventory):
             return f"model {model.name}: {error}"
     return ""
+
+
+def _only_lacks_room(want: EndpointWant, inventory: Inventory) -> bool:
+    """Say whether what failed failed for want of room alone: before the start, room is nobody's to make."""
+    states = [s for m in want.models if (s := _model_state(m, inventory)) and s.error]
+    images = [i for i in want.images if (found := inventory.images.get(i.ref)) and found.error]
+    return not images and all(s.short_bytes > 0 for s in states)
+
+
+def _early(
+    rows: Iterable[_Row], inventory: Inventory, now: datetime, limits: Limits, node: str
+) -> tuple[tuple[HydrateStep, ...], datetime | None]:
+    """Return the one model to fetch early now; else when the next one may be.
+
+    It takes room that is free, and leaves a quarter of the disk: nothing is evicted for what is not due.
+    """
+    later: list[datetime] = []
+    spare = inventory.cache.free_bytes - inventory.cache.capacity_bytes / 4
+    for row in rows:
+        start, due = row.told.start_at, row.told.due
+        if row.active or row.told.stage is not Stage.SCHEDULED or start is None or due is None:
+            continue
+        fits = [m for m in row.models if _model_bytes(m, inventory) < spare and m.size_bytes]
+        fits = [m for m in fits if not _backed_off(_model_state(m, inventory), now)]
+        if not fits or not limits.early:
+            continue
+        at = start - limits.early * (1 - share_of(f"{node} {row.want.key}"))
+        if at > now:
+            later.append(at)
+            continue
+        reason = f"{row.want.key} needs it by {due:%Y-%m-%d %H:%M} UTC, and nothing is due before"
+        return (
+            HydrateStep(want=fits[0], endpoints=(row.want.key,), due=due, urgent=False, early=True, reason=reason),
+        ), None
+    return (), min(later, default=None)
 
 
 def _pulls(rows: Iterable[_Row], inventory: Inventory, now: datetime) -> tuple[PullStep, ...]:
@@ -245,7 +303,7 @@ def _uses(rows: Iterable[_Row], inventory: Inventory, now: datetime, limits: Lim
             size = (state.total_bytes if state else 0) or want.size_bytes
             use = NextUse(
                 why=f"a pod waits for {row.want.key}" if row.waiting else f"a window of {row.want.key}" if near else "",
-                fetch_by=_start(window, size / rate, limits) if window else None,
+                fetch_by=before(window.ready_by, size / rate + limits.warm_ahead.total_seconds()) if window else None,
                 priority=row.want.priority,
             )
             uses[digest] = use.joined(uses[digest]) if digest in uses else use
@@ -280,7 +338,9 @@ def _with_room(row: _Row, inventory: Inventory, room: Room) -> _Row:
 
 
 def _rate(inventory: Inventory, limits: Limits) -> float:
-    return max([s.rate_bytes_per_second for s in inventory.models.values()] + [0.0]) or limits.rate_bytes_per_second
+    """Return the node's p10 rate; before there is one, what a download reaches now, else what may be assumed."""
+    running = max((s.rate_bytes_per_second for s in inventory.models.values()), default=0.0)
+    return inventory.pace_bytes_per_second or running or limits.rate_bytes_per_second
 
 
 def _views(endpoints: Iterable[EndpointWant], inventory: Inventory) -> Iterator[ViewWant]:

@@ -188,7 +188,10 @@ def test_plan_changes_when_a_window_ends_and_not_before() -> None:
     state = FleetState(workloads=(workload(),), nodes=(node("n1"),), resolutions=KNOWN)
     first = drafter.draft(state, NOW)
     ends = NOW + timedelta(hours=2)
-    assert first.wake_at == ends
+    assert first.wake_at == ends - timedelta(
+        hours=1, minutes=5, seconds=20, microseconds=20
+    )  # the last moment to start
+    assert drafter.draft(state, NOW + timedelta(minutes=55)).wake_at == ends
     assert drafter.draft(state, ends - timedelta(seconds=1)).assignments == first.assignments
     after = drafter.draft(state, ends).assignments["n1"].endpoints[0].windows
     assert all(w.until > ends for w in after)

@@ -156,6 +156,9 @@ def test_gpus_must_be_allocatable(allocatable: str, gpus: int, fit: bool) -> Non
         ({"unschedulable": True}, "1 cordoned"),
         ({"deleting": True}, "1 being deleted"),
         ({"conditions": ()}, "1 not Ready"),
+        ({"taints": (Taint(key="karpenter.sh/disrupted", effect="NoSchedule"),)}, "1 about to go away"),
+        ({"taints": (Taint(key="ToBeDeletedByClusterAutoscaler", effect="NoSchedule"),)}, "1 about to go away"),
+        ({"taints": (Taint(key="aws-node-termination-handler/spot-itn", effect="NoSchedule"),)}, "1 about to go away"),
     ],
 )
 def test_closed_nodes_get_nothing(closed: dict[str, Any], told: str) -> None:

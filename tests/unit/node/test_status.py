@@ -50,7 +50,7 @@ def test_a_warm_node_says_so() -> None:
     assert (found["phase"], found["ready"]) == ("Ready", "1/1")
     assert found["reason"] == "everything assigned is proved warm"
     assert found["nextReadyBy"] == "2026-03-02T08:10:00Z"
-    assert found["cache"] == {"used": "1.00 GB", "capacity": "1.00 TB"}
+    assert found["cache"] == {"used": "1.00 GB", "capacity": "1.00 TB", "capacityBytes": 10**12}
     assert found["gpu"] == {"verdict": "healthy", "reason": "all 8 answer"}
     assert [(i["ref"], i["level"]) for i in found["items"]] == [
         (str(IMAGE.ref), "unpacked"),

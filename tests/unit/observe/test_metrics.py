@@ -59,6 +59,7 @@ def test_names_end_in_a_unit_or_total_and_have_our_prefix() -> None:
         "prewarm_planner_stale_nodes",
         "prewarm_planner_braked_nodes",
         "prewarm_planner_unwritten_nodes",
+        "prewarm_planner_slow_nodes",
     }
     contract = {"cold_start_total_seconds", "image_pull_seconds", "model_load_seconds"}
     for metric in CATALOGUE:

@@ -9,6 +9,7 @@ import pytest
 
 from agent.core.assignment import Assignment, EndpointWant, ImageWant, ModelWant
 from agent.core.inventory import ImageLevel, ImageState, Inventory, ModelLevel, ModelState
+from agent.core.names import node_pool
 from agent.core.refs import Digest, EndpointKey, parse_image_ref, parse_model_uri
 from agent.kube.objects import Condition, ContainerStatusView, ContainerView, PodSpecView, PodView
 from agent.observe.start import (
@@ -21,7 +22,6 @@ from agent.observe.start import (
     begin,
     endpoint_of,
     metrics_targets,
-    node_pool,
     seen_too_late,
     serving_container,
     size_class,

@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 from agent.core.assignment import Assignment, EndpointWant, ImageWant, ModelWant, Window
 from agent.core.inventory import (
+    CacheUse,
     GpuReport,
     GpuVerdict,
     ImageLevel,
@@ -72,7 +73,55 @@ def test_the_start_of_a_later_endpoint_leaves_room_for_the_earlier_one() -> None
     decided = plan(Assignment(endpoints=(late, early)), Inventory(), NOW, LIMITS)
     starts = {e.want.key.name: e.start_at for e in decided.endpoints}
     assert starts["early"] == NOW + timedelta(hours=5) - timedelta(minutes=31)
-    assert starts["late"] == NOW + timedelta(hours=5, minutes=1) - timedelta(minutes=32)
+    assert starts["late"] == NOW + timedelta(hours=5, minutes=1) - timedelta(minutes=31)
+
+
+def test_what_is_due_first_starts_early_enough_for_what_comes_after_it() -> None:
+    small = endpoint("small", opens_in=timedelta(hours=5), images=(), models=(model(A, 60 * 10**9),))
+    large = endpoint("large", opens_in=timedelta(hours=5, minutes=1), images=(), models=(model(B, 3600 * 10**9, "b/"),))
+    decided = plan(Assignment(endpoints=(large, small)), Inventory(), NOW, LIMITS)
+    starts = {e.want.key.name: e.start_at for e in decided.endpoints}
+    assert starts["large"] == NOW + timedelta(hours=5, minutes=1) - timedelta(minutes=90)
+    assert starts["small"] == starts["large"] - timedelta(minutes=1)
+
+
+def test_the_measured_pace_of_the_node_decides_the_start() -> None:
+    far = endpoint(opens_in=timedelta(hours=9), images=(), models=(model(A, 60 * 10**9),))
+    decided = plan(Assignment(endpoints=(far,)), Inventory(pace_bytes_per_second=20e6), NOW, LIMITS)
+    assert decided.endpoints[0].start_at == NOW + timedelta(hours=9) - timedelta(minutes=80)
+
+
+EARLY = replace(LIMITS, early=timedelta(hours=48))
+ROOMY = CacheUse(free_bytes=10**12, capacity_bytes=2 * 10**12)
+
+
+def test_spare_capacity_fetches_one_model_early_and_gives_way_to_what_is_due() -> None:
+    far = endpoint("far", opens_in=timedelta(hours=9), images=(), models=(model(B, 10**9, "b/"),))
+    farther = endpoint("farther", opens_in=timedelta(hours=20), images=(), models=(model(A),))
+    spare = plan(Assignment(endpoints=(far, farther)), Inventory(cache=ROOMY), NOW, EARLY)
+    assert [(s.want.digest, s.early, s.urgent) for s in spare.hydrations] == [(B, True, False)]
+    assert spare.endpoints[0].stage is Stage.SCHEDULED
+    near = endpoint("near", images=())
+    busy = plan(Assignment(endpoints=(far, near)), Inventory(cache=ROOMY), NOW, EARLY)
+    assert [(s.want.digest, s.early) for s in busy.hydrations] == [(A, False)]
+
+
+def test_nothing_is_fetched_early_into_a_disk_that_is_nearly_full_or_where_it_is_switched_off() -> None:
+    far = Assignment(endpoints=(endpoint("far", opens_in=timedelta(hours=9), images=()),))
+    full = CacheUse(free_bytes=5 * 10**11, capacity_bytes=2 * 10**12)
+    assert plan(far, Inventory(cache=full), NOW, EARLY).hydrations == ()
+    assert plan(far, Inventory(), NOW, EARLY).hydrations == ()
+    assert plan(far, Inventory(cache=ROOMY), NOW, LIMITS).hydrations == ()
+
+
+def test_the_nodes_of_a_fleet_fetch_early_and_start_at_different_times() -> None:
+    far, spread = endpoint("far", opens_in=timedelta(hours=40), images=()), replace(EARLY, early=timedelta(hours=6))
+    plans = [plan(Assignment(node=f"n{n}", endpoints=(far,)), Inventory(cache=ROOMY), NOW, spread) for n in range(50)]
+    wakes = sorted(p.wake_at for p in plans if p.wake_at)
+    assert timedelta(hours=4) < wakes[-1] - wakes[0] < timedelta(hours=6)
+    starts = {p.endpoints[0].start_at for p in plans}
+    assert len(starts) == 50
+    assert all(s and timedelta(minutes=30) <= NOW + timedelta(hours=40) - s <= timedelta(minutes=38) for s in starts)
 
 
 def test_due_first_then_priority_and_a_waiting_pod_before_all() -> None:
