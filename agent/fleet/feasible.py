@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from agent.core.assignment import EndpointWant
 from agent.core.refs import EndpointKey
 from agent.core.units import format_duration, format_size
-from agent.fleet.yields import NOTHING_KNOWN, NodeYield
+from agent.fleet.yields import NOTHING_KNOWN, NodeYield, items_of
 from agent.plan.physics import Job, Late, late_jobs, latest_starts
 
 _STEP = timedelta(minutes=5)  # lateness is told in these steps, so that the same trouble is the same Event
@@ -60,7 +60,7 @@ def _jobs(
     due = [(w.ready_by, want) for want in wants if (w := want.next_window(now)) and w.ready_by > now]
     sizes, jobs, fetched = dict[EndpointKey, int](), [], set[str]()
     for at, want in sorted(due, key=lambda pair: (pair[0], -pair[1].priority, pair[1].key)):
-        lacks = found.lacks(want)
+        lacks = found.lacks(items_of(want))
         size = sum(n for item, n in lacks.items() if item not in fetched)
         fetched |= lacks.keys()
         if size:

@@ -54,16 +54,16 @@ def place(
     holders = _holders(previous or {}, set(fleet.names) - fleet.closed.keys())
     chosen: dict[str, list[EndpointKey]] = {name: [] for name in fleet.names}
     unplaced: dict[EndpointKey, str] = {}
-    todo: list[tuple[Endpoint, _Pools, list[str]]] = []
+    todo: list[tuple[Endpoint, _Pools, list[str], list[str]]] = []
     for endpoint in sorted(endpoints, key=lambda e: (-e.priority, -loads.size_bytes(e.key), e.key)):
         pools = fleet.pools(Needs.of(endpoint.spec, endpoint.gpus))
         if not pools.count:
             unplaced[endpoint.key] = fleet.reason(Needs.of(endpoint.spec, endpoint.gpus))
             continue
-        stay = _staying(endpoint, pools, holders.get(endpoint.key, ()), loads)
-        todo.append((endpoint, pools, stay))
-    for endpoint, pools, stay in todo:  # all that stay have their room before anything new is placed
-        for name in _filled(endpoint, pools, stay, loads):
+        had = _holding(endpoint.key, pools, holders.get(endpoint.key, ()), loads)
+        todo.append((endpoint, pools, had, _staying(endpoint, pools, had, loads)))
+    for endpoint, pools, had, stay in todo:  # all that stay have their room before anything new is placed
+        for name in _filled(endpoint, pools, had, stay, loads):
             chosen[name].append(endpoint.key)
     _keep_on_away(chosen, fleet, previous or {}, {e.key for e in endpoints})
     return Placement(assigned={name: tuple(sorted(keys)) for name, keys in chosen.items()}, unplaced=unplaced)
@@ -77,25 +77,31 @@ def _holders(previous: Mapping[str, tuple[EndpointKey, ...]], opened: set[str]) 
     return found
 
 
-def _staying(endpoint: Endpoint, pools: _Pools, holders: Sequence[str], loads: Loads) -> list[str]:
-    """Return the holders that keep it, and take their room."""
-    wanted = pools.count if endpoint.nodes is None else endpoint.nodes
-    if endpoint.nodes is None or wanted >= pools.count:
-        return []  # it gets all there are in any case
-    good = [n for n in holders if n in pools.well or (n in pools.slow and not loads.lacks_bytes(endpoint.key, n))]
-    stay = [n for n in _ranked(endpoint.key, good) if loads.fits(endpoint.key, n)][:wanted]
+def _holding(key: EndpointKey, pools: _Pools, holders: Sequence[str], loads: Loads) -> list[str]:
+    """Return the holders that it may stay on, the first in rank first: a slow one only with all its bytes."""
+    return _ranked(key, [n for n in holders if n in pools.well or (n in pools.slow and not loads.lacks_bytes(key, n))])
+
+
+def _staying(endpoint: Endpoint, pools: _Pools, had: Sequence[str], loads: Loads) -> list[str]:
+    """Return the holders that keep it in any case, and take their room."""
+    if endpoint.nodes is None or endpoint.nodes >= pools.count:
+        return []  # it gets all there are
+    stay = [n for n in had if loads.fits(endpoint.key, n)][: endpoint.nodes]
     for name in stay:
         loads.take(endpoint.key, name)
     return stay
 
 
-def _filled(endpoint: Endpoint, pools: _Pools, stay: list[str], loads: Loads) -> list[str]:
+def _filled(endpoint: Endpoint, pools: _Pools, had: Sequence[str], stay: list[str], loads: Loads) -> list[str]:
     """Return the nodes of an endpoint: those it stays on, then new ones, those with room and time first."""
     wanted = pools.count if endpoint.nodes is None else min(endpoint.nodes, pools.count)
     if wanted == pools.count:
         names = [name for pool in pools.in_order() for name in pool.names]
     else:
         names = _chosen(endpoint.key, pools, stay, wanted, loads)
+        names += [n for n in had if n not in names][: wanted - len(names)]
+    for tier in pools.in_order() if len(names) < wanted else ():  # no room or no time anywhere: the best that can be
+        names += [n for n in tier.first(endpoint.key, wanted + len(names)) if n not in names][: wanted - len(names)]
     for name in names:
         if name not in stay:
             loads.take(endpoint.key, name)
@@ -103,13 +109,12 @@ def _filled(endpoint: Endpoint, pools: _Pools, stay: list[str], loads: Loads) ->
 
 
 def _chosen(key: EndpointKey, pools: _Pools, stay: list[str], wanted: int, loads: Loads) -> list[str]:
+    """Return the nodes it stays on and others with room and time, at most as many as wanted."""
     names = list(stay)
     if len(names) < wanted:
         names += _spread(key, [n for n in loads.having(key) if n in pools.well], names, wanted, loads)
-    for tier in (pools.well, pools.slow) if len(names) < wanted else ():
+    for tier in (pools.well, pools.slow):
         names += _new(key, tier, names, wanted, loads)
-    for tier in pools.in_order() if len(names) < wanted else ():  # no room or no time anywhere: the best that can be
-        names += [n for n in tier.first(key, wanted + len(names)) if n not in names][: wanted - len(names)]
     return names
 
 
@@ -124,13 +129,14 @@ def _new(key: EndpointKey, tier: _Pool, names: Sequence[str], wanted: int, loads
 
 def _spread(key: EndpointKey, ranked: Iterable[str], names: Sequence[str], wanted: int, loads: Loads) -> list[str]:
     """Return up to as many as are wanted more, of those with room and time: the zone with the fewest first, then by rank."""
-    left = [n for n in ranked if n not in names and loads.fits(key, n)]
+    left = [n for n in ranked if n not in names]
     zones, found = Counter(map(loads.zone, names)), list[str]()
     while left and len(names) + len(found) < wanted:
         best = min(left, key=lambda n: zones[loads.zone(n)])  # the first of equals: the order is the rank
         left.remove(best)
-        zones[loads.zone(best)] += 1
-        found.append(best)
+        if loads.fits(key, best):
+            zones[loads.zone(best)] += 1
+            found.append(best)
     return found
 
 
@@ -237,7 +243,12 @@ class _Pool:
         scores = [(a * h + b) % _PRIME for h in self.hashes]
         if wanted >= len(self.names):
             return [name for _, name in sorted(zip(scores, self.names, strict=True))]
-        return [name for _, name in heapq.nsmallest(wanted, zip(scores, self.names, strict=True))]
+        # Scores are spread evenly: those below this bound are some three times as many as wanted, and sorted in no time.
+        bound = _PRIME * (3 * wanted + 10) // len(self.names)
+        low = sorted((score, n) for n, score in enumerate(scores) if score < bound)
+        if len(low) < wanted:
+            low = heapq.nsmallest(wanted, zip(scores, range(len(scores)), strict=True))
+        return [self.names[n] for _, n in low[:wanted]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -31,10 +31,14 @@ class NodeYield:
     zone: str = ""
     missing: Mapping[str, int] = field(default_factory=dict)
 
-    def lacks(self, want: EndpointWant) -> dict[str, int]:
-        """Return the bytes still to come for an endpoint, by image reference or model URI."""
-        found = {str(i.ref): self.missing.get(str(i.ref), ASSUMED_IMAGE_BYTES) for i in want.images}
-        return found | {str(m.uri): self.missing.get(str(m.uri), m.size_bytes) for m in want.models}
+    def lacks(self, items: Mapping[str, int]) -> dict[str, int]:
+        """Return the bytes still to come of these items."""
+        return {item: self.missing.get(item, size) for item, size in items.items()}
+
+
+def items_of(want: EndpointWant) -> dict[str, int]:
+    """Return the bytes of what an endpoint needs, by image reference or model URI."""
+    return {str(i.ref): ASSUMED_IMAGE_BYTES for i in want.images} | {str(m.uri): m.size_bytes for m in want.models}
 
 
 NOTHING_KNOWN = NodeYield()

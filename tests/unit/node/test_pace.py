@@ -1,0 +1,75 @@
+"""How the node's pace is sampled and kept."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+from agent.core.assignment import ImageWant
+from agent.core.inventory import ModelState, ModelsView
+from agent.core.latest import Latest
+from agent.core.refs import Digest, parse_image_ref
+from agent.node.pace import PaceKeeper
+from agent.plan.decision import NodePlan, PullStep
+from agent.plan.pace import Pace
+from tests.fakes.virtual_time import LoopClock, run_virtual
+
+A, B = Digest("sha256:" + "a" * 64), Digest("sha256:" + "b" * 64)
+
+
+def running(rate: float) -> ModelsView:
+    states = [
+        ModelState(digest=A, busy=True, rate_bytes_per_second=rate),
+        ModelState(digest=B, rate_bytes_per_second=9e9),
+    ]
+    return ModelsView(states={s.digest: s for s in states})
+
+
+def keeper(
+    path: Path, models: ModelsView, plan: NodePlan = NodePlan()
+) -> tuple[PaceKeeper, Latest[ModelsView], Latest[Pace]]:
+    cell, pace = Latest(models), Latest(Pace())
+    return PaceKeeper(models=cell, plan=Latest(plan), pace=pace, path=path, clock=LoopClock()), cell, pace
+
+
+def test_running_downloads_are_sampled_every_ten_seconds_and_kept_over_a_restart(tmp_path: Path) -> None:
+    path = tmp_path / "pace.json"
+
+    async def measure() -> None:
+        service, models, pace = keeper(path, ModelsView())
+        task = asyncio.create_task(service.run(), name="pace")
+        for n in range(400):
+            await asyncio.sleep(1)
+            models.set(running(1e8 + n))
+        assert 35 <= len(pace.get().samples) <= 41
+        assert 1e8 <= pace.get().bytes_per_second < 1e8 + 60
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    async def again() -> None:
+        service, _, pace = keeper(path, ModelsView())
+        task = asyncio.create_task(service.run(), name="pace")
+        await asyncio.sleep(1)
+        assert len(pace.get().samples) >= 25
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    run_virtual(measure())
+    run_virtual(again())
+
+
+def test_what_a_download_reaches_while_it_makes_way_says_nothing(tmp_path: Path) -> None:
+    want = ImageWant(ref=parse_image_ref("r/i:1"))
+    pull = PullStep(want=want, runtime_handler="", endpoints=(), due=None, urgent=True, reason="")
+
+    async def look() -> None:
+        assert not keeper(tmp_path / "p", running(1e8), NodePlan(pulls=(pull,)))[0].look()
+        assert not keeper(tmp_path / "p", running(0))[0].look()
+        assert keeper(tmp_path / "p", running(1e8))[0].look()
+
+    run_virtual(look())
+
+
+def test_a_broken_file_is_no_pace(tmp_path: Path) -> None:
+    (tmp_path / "pace.json").write_text("{")
+    assert keeper(tmp_path / "pace.json", ModelsView())[0]._load() == Pace()
