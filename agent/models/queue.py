@@ -24,7 +24,7 @@ from agent.models.hydration import Hydration
 from agent.models.memory import give_back
 from agent.models.shelf import Shelf
 from agent.models.wire import SourceChanged
-from agent.plan.decision import HydrateStep, NodePlan
+from agent.plan.decision import HydrateStep, NodePlan, gives_way
 
 TRICKLE_BYTES_PER_SECOND = 2 << 20  # of a download that can wait, while a pod waits: connections stay alive
 
@@ -142,11 +142,11 @@ class Queue:
         plan = self._plan.get()
         if running.want.uri not in {m.uri for m in plan.models}:
             return True
-        urgent = {self._key(s) for s in plan.hydrations if s.urgent}
         first = self._next()
         if first is None or self._key(first) == self._key(running):
             return False
-        return (first.urgent and self._key(running) not in urgent) or (running.early and not first.early)
+        asked = next((s for s in plan.hydrations if self._key(s) == self._key(running)), running)
+        return gives_way(asked, first)
 
     @staticmethod
     def _key(step: HydrateStep) -> str:

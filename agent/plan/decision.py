@@ -46,6 +46,18 @@ class HydrateStep:
     early: bool = False
 
 
+def gives_way(running: HydrateStep, first: HydrateStep) -> bool:
+    """Say whether a running download stops for another, to go on later from where it was.
+
+    For what a pod waits for; an early one for any that is not; and one for another that is due earlier.
+    """
+    if running.urgent or first.urgent:
+        return first.urgent and not running.urgent
+    if running.early or first.early:
+        return running.early and not first.early
+    return running.due is not None and first.due is not None and first.due < running.due
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvictStep:
     """Remove one version from the store if nothing uses it; the room withdraws its claim first."""

@@ -8,6 +8,9 @@ from itertools import permutations
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agent.core.assignment import ModelWant
+from agent.core.refs import parse_model_uri
+from agent.plan.decision import HydrateStep, gives_way
 from agent.plan.pace import MOST_SAMPLES, Pace, format_pace, parse_pace
 from agent.plan.physics import LONG_AGO, Job, late_jobs, latest_starts, share_of
 
@@ -86,3 +89,17 @@ def test_a_pace_is_what_nine_in_ten_measurements_reached() -> None:
 def test_what_is_no_pace_is_read_as_none(value: object) -> None:
     assert parse_pace({"samples": value}).samples == () or isinstance(value, list)
     parse_pace(value)
+
+
+def step(due: int | None = None, *, urgent: bool = False, early: bool = False) -> HydrateStep:
+    want = ModelWant(name="m", uri=parse_model_uri("s3://weights/m/"))
+    at = None if due is None else NOW + timedelta(minutes=due)
+    return HydrateStep(want=want, endpoints=(), due=at, urgent=urgent, early=early, reason="")
+
+
+def test_a_download_gives_way_to_a_waiting_pod_to_what_is_not_early_and_to_what_is_due_before() -> None:
+    order = [step(urgent=True), step(5), step(9), step(5, early=True)]
+    for n, running in enumerate(order):
+        assert [gives_way(running, first) for first in order] == [m < n for m in range(len(order))]
+    assert not gives_way(step(), step(5))
+    assert not gives_way(step(3, early=True), step(1, early=True))
