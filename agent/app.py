@@ -320,6 +320,7 @@ async def compose_planner(process: Process) -> None:
         unwritten=lambda: len(fleet.publishing.get().failing),
         late=lambda: fleet.forecast.get().late,
         slow=lambda: fleet.forecast.get().slow_nodes,
+        ended=lambda: {(key, str(outcome)): n for (key, outcome), n in fleet.ledger.get().totals.items()},
     )
     PlannerCollector(state, process.registry)
     process.services.append(fleet)

@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from agent.core.assignment_json import format_time
@@ -31,6 +32,9 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("--kubeconfig", default="", help="kubeconfig file (default: as kubectl finds it)")
     parser.add_argument("-n", "--namespace", default="", help="only endpoints of this namespace")
+    parser.add_argument(
+        "--planner-namespace", default="prewarm", help="where the planner keeps how windows ended (default prewarm)"
+    )
     parser.add_argument("--node", default="", help="only this node, with each image and model")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=run)
@@ -49,8 +53,9 @@ def run(options: argparse.Namespace) -> int:
             status["endpoints"] = [e for e in status["endpoints"] if e["endpoint"].startswith(f"{options.namespace}.")]
         print(json.dumps(status, indent=1) if options.json else "\n".join(node_text(status, datetime.now(UTC))))
         return 0
-    nodes = [n for n in asyncio.run(_ask_api_server(options.kubeconfig)) if options.node in ("", n["node"])]
-    rows = [r for r in fleet_rows(nodes) if options.namespace in ("", r["namespace"])]
+    found, ended = asyncio.run(_ask_api_server(options.kubeconfig, options.planner_namespace))
+    nodes = [n for n in found if options.node in ("", n["node"])]
+    rows = [r for r in fleet_rows(nodes, ended) if options.namespace in ("", r["namespace"])]
     if options.json:
         print(json.dumps({"endpoints": rows, "nodes": nodes}, indent=1))
     else:
@@ -155,12 +160,14 @@ def _item_cells(item: Row, now: datetime) -> tuple[str, ...]:
     return item["ref"], item["level"], size, item.get("error") or item.get("reason", "")
 
 
-async def _ask_api_server(kubeconfig: str) -> list[dict[str, Any]]:
+async def _ask_api_server(kubeconfig: str, namespace: str) -> tuple[list[dict[str, Any]], Mapping[str, str]]:
+    """Return the nodes, and how the last window of each endpoint ended as far as this user may know."""
     from agent.kube.api import KubeApi
     from agent.kube.resources import NODEWARMUPS
 
     async with await KubeApi.connect(kubeconfig) as api:
         listed = await api.list(NODEWARMUPS)
+        ended = await _outcomes(api, namespace)
     return [
         {
             "node": n.name,
@@ -175,10 +182,21 @@ async def _ask_api_server(kubeconfig: str) -> list[dict[str, Any]]:
             ],
         }
         for n in listed.items
-    ]
+    ], ended
 
 
-def fleet_rows(nodes: Iterable[Row]) -> list[dict[str, Any]]:
+async def _outcomes(api: Any, namespace: str) -> Mapping[str, str]:
+    from agent.fleet.ledger_keeper import NAME, last_outcomes
+    from agent.kube.resources import CONFIGMAPS
+
+    try:
+        found = await api.get(CONFIGMAPS, NAME, namespace=namespace)
+        return last_outcomes(json.loads(found.data.get("ledger.json", "{}")), datetime.now(UTC))
+    except (PrewarmError, ValueError, RecursionError):
+        return {}  # none yet, or not for this user: the rest is what was asked for
+
+
+def fleet_rows(nodes: Iterable[Row], ended: Mapping[str, str] = MappingProxyType({})) -> list[dict[str, Any]]:
     """Return a row for each endpoint on each node, endpoints in order."""
     rows = []
     for node in nodes:
@@ -190,6 +208,7 @@ def fleet_rows(nodes: Iterable[Row]) -> list[dict[str, Any]]:
                     **endpoint,
                     "node": node["node"],
                     "stage": stage.get("stage", "unknown"),
+                    "lastWindow": ended.get(f"{endpoint['namespace']}.{endpoint['name']}", ""),
                     "reason": stage.get("reason", "the agent of this node has not said anything yet"),
                 }
             )
@@ -201,8 +220,11 @@ def fleet_text(rows: Sequence[Row], nodes: Sequence[Row], namespace: str = "", o
     if not rows:
         of, to = f" of namespace {namespace}" if namespace else "", f"node {only}" if only else "any node"
         yield f"no endpoint{of} is assigned to {to}: annotate a Deployment with prewarm.dev/models and prewarm.dev/schedule"
-    cells = [(r["namespace"], r["name"], r["node"], r["stage"], r["readyBy"] or "-", r["reason"]) for r in rows]
-    yield from table(("NAMESPACE", "ENDPOINT", "NODE", "STAGE", "READY BY", "WHY"), cells)
+    cells = [
+        (r["namespace"], r["name"], r["node"], r["stage"], r["readyBy"] or "-", r["lastWindow"] or "-", r["reason"])
+        for r in rows
+    ]
+    yield from table(("NAMESPACE", "ENDPOINT", "NODE", "STAGE", "READY BY", "LAST WINDOW", "WHY"), cells)
     for node in nodes:
         items = [i for i in node["status"].get("items", []) if isinstance(i, dict)]
         yield from table(("ITEM", "LEVEL", "BYTES", "WHY"), [_item_cells(i, datetime.now(UTC)) for i in items])

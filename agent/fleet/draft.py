@@ -62,6 +62,8 @@ class Draft:
     models: Mapping[ModelUri, tuple[Window, ...]] = field(default_factory=dict)
     images: Mapping[ImageRef, tuple[Window, ...]] = field(default_factory=dict)
     endpoints: int = 0
+    windows: Mapping[EndpointKey, tuple[Window, ...]] = field(default_factory=dict)  # of all endpoints, placed or not
+    used: frozenset[EndpointKey] = frozenset()  # those that have pods now
     misses: Mapping[EndpointKey, timedelta] = field(default_factory=dict)  # by how much next windows will be late
     slow_nodes: frozenset[str] = frozenset()
     wake_at: datetime | None = None  # when the same state would give another plan
@@ -120,10 +122,13 @@ class Drafter:
             models=self._needed((e.key, tuple(m.uri for m in e.models)) for e in endpoints),
             images=self._needed((e.key, tuple(i for i in e.images if not i.digest)) for e in endpoints),
             endpoints=len(endpoints),
+            windows={key: dated.windows for key, dated in self._windows.items()},
+            used=frozenset(r.key for w, r in self._readings.values() if r.key and w.running),
             misses={key: some[0].late.by for key, some in ahead.misses.items()},
             slow_nodes=frozenset(name for name, found in yields.items() if found.slow),
             wake_at=min(
                 [d.until for d in self._windows.values()]
+                + [w.ready_by for d in self._windows.values() for w in d.windows[:2] if w.ready_by > now]
                 + [at for at in (ahead.look_at, self._calendars.until(now)) if at],
                 default=None,
             ),

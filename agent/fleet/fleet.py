@@ -17,6 +17,8 @@ from agent.core.refs import ModelUri
 from agent.core.service import Relay, Service, forever
 from agent.demand.endpoint import DemandDefaults
 from agent.fleet.draft import Drafter
+from agent.fleet.ledger import Ledger
+from agent.fleet.ledger_keeper import LedgerKeeper
 from agent.fleet.planner import Forecast, Planner, Plans
 from agent.fleet.publish import Publisher, PublishReport
 from agent.fleet.resolutions import ImageResolver, ModelResolver, ResolvedModel, from_warmups
@@ -49,6 +51,7 @@ class Fleet:
         self.withdrawals: Latest[WithdrawReport] = Latest(WithdrawReport())
         self.publishing: Latest[PublishReport] = Latest(PublishReport())
         self.forecast: Latest[Forecast] = Latest(Forecast())
+        self.ledger: Latest[Ledger] = Latest(Ledger())
         self.leading: Latest[bool] = Latest(False)
         self._api, self._settings, self._identity, self._clock = api, settings, identity, clock
         self._models, self._images = models, images
@@ -85,7 +88,9 @@ class Fleet:
                 for service in [*first, *self._brake_alarm()]:
                     tasks.create_task(forever(service), name=service.name)
                 await _synced(sources)
-                for service in self._services(sources, withdrawer.swept):
+                keeper = LedgerKeeper(self._api, self.ledger, namespace=s.namespace, clock=self._clock)
+                await keeper.load()
+                for service in [*self._services(sources, withdrawer.swept), keeper]:
                     tasks.create_task(forever(service), name=service.name)
         finally:
             self.leading.set(False)
@@ -97,7 +102,9 @@ class Fleet:
     def _services(self, sources: Sources, swept: asyncio.Event) -> list[Service]:
         s, clock = self._settings, self._clock
         known = from_warmups(sources.warmups.get().items.values())
-        plans = Plans(models=Latest(known.models), images=Latest(known.images), forecast=self.forecast)
+        plans = Plans(
+            models=Latest(known.models), images=Latest(known.images), forecast=self.forecast, ledger=self.ledger
+        )
         drafter = Drafter(DemandDefaults(timezone=s.timezone, sources=s.sources))
         refresh = timedelta(seconds=s.resolve_seconds)
 

@@ -14,6 +14,7 @@ from agent.core.clock import Clock
 from agent.core.latest import Latest, Signal
 from agent.core.refs import EndpointKey, ImageRef, ModelUri
 from agent.fleet.draft import Draft, Drafter
+from agent.fleet.ledger import Ledger, ready_endpoints, settled
 from agent.fleet.resolutions import Resolution, Resolutions, ResolvedModel
 from agent.fleet.sources import Sources
 from agent.kube.events import Announcement
@@ -43,6 +44,7 @@ class Plans:
     desired: Latest[Mapping[str, Assignment] | None] = field(default_factory=lambda: Latest(None))
     standing: Latest[Collection[Announcement]] = field(default_factory=lambda: Latest(frozenset()))
     forecast: Latest[Forecast] = field(default_factory=lambda: Latest(Forecast()))
+    ledger: Latest[Ledger] = field(default_factory=lambda: Latest(Ledger()))
 
 
 class Planner:
@@ -93,7 +95,14 @@ class Planner:
         draft = await asyncio.to_thread(self._drafter.draft, self._sources.state(resolutions), now)
         log.debug("planned", endpoints=draft.endpoints, seconds=self._clock.monotonic() - began)
         self._hand_on(draft)
+        self._settle(draft)
         return seconds_until(draft.wake_at, self._clock.now())
+
+    def _settle(self, draft: Draft) -> None:
+        """Bring the ledger up to date by what nodes claim and workloads run at this moment."""
+        ready = ready_endpoints(draft.assignments.values(), self._sources.nodes.get().items)
+        before = self._plans.ledger.get()
+        self._plans.ledger.set(settled(before, draft.windows, ready, draft.used, self._clock.now()))
 
     def _hand_on(self, draft: Draft) -> None:
         self._plans.model_wants.set(draft.models)

@@ -125,6 +125,7 @@ class WorkloadView:
     template_labels: Mapping[str, str] = field(default_factory=dict)
     template_annotations: Mapping[str, str] = field(default_factory=dict)
     spec: PodSpecView = PodSpecView()
+    running: bool = False  # any of its pods exists
     deleting: bool = False
 
 

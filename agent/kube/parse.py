@@ -104,6 +104,7 @@ def parse_workload(item: Json) -> WorkloadView:
         template_labels=_texts(template_meta, "labels"),
         template_annotations=_texts(template_meta, "annotations"),
         spec=parse_pod_spec(_map(template, "spec")),
+        running=_whole(_map(item, "status"), "replicas") > 0,
         deleting="deletionTimestamp" in meta,
     )
 

@@ -29,6 +29,7 @@ class PlannerState:
     unwritten: Callable[[], int]
     late: Callable[[], Mapping[EndpointKey, timedelta]] = dict
     slow: Callable[[], int] = int
+    ended: Callable[[], Mapping[tuple[EndpointKey, str], int]] = dict
 
 
 class PlannerCollector(Collector):
@@ -53,6 +54,11 @@ class PlannerCollector(Collector):
         for key, by in state.late().items():
             ahead.add_metric((key.namespace, key.name), by.total_seconds())
         yield ahead
+        ended = catalogue.WINDOWS_ENDED
+        windows = CounterMetricFamily(ended.name.removesuffix("_total"), ended.help, labels=ended.labels)
+        for (key, outcome), count in state.ended().items():
+            windows.add_metric((key.namespace, key.name, outcome), count)
+        yield windows
 
 
 def _family(metric: Metric, value: float) -> Family:

@@ -33,7 +33,12 @@ GRANTED: dict[tuple[str, str, str], str] = {
     ("ClusterRole/prewarm-planner", "events", ""): "create get patch",  # kube/events
     ("ClusterRole/prewarm-planner", "prewarm.dev/nodewarmups", ""): "list watch create patch",  # fleet/publish
     ("Role/prewarm-planner", "pods", ""): "list watch",  # the agents, in its own namespace
-    ("Role/prewarm-planner", "configmaps", ""): "list watch",  # fleet/calendars, in its own namespace
+    (
+        "Role/prewarm-planner",
+        "configmaps",
+        "",
+    ): "list watch create",  # fleet/calendars, ledger_keeper, in its own namespace
+    ("Role/prewarm-planner", "configmaps", "prewarm-ledger"): "get patch",  # fleet/ledger_keeper
     ("Role/prewarm-planner", "coordination.k8s.io/leases", ""): "create",  # kube/lease
     ("Role/prewarm-planner", "coordination.k8s.io/leases", "prewarm-planner"): "get update",
 }
