@@ -254,7 +254,7 @@ class World:
         self.where: Mapping[str, tuple[EndpointKey, ...]] = {}
         self.events: list[tuple[float, int, str, Any]] = []
         self.tie = itertools.count()
-        self.results: list[tuple[Node, Job | None, bool, bool]] = []
+        self.results: list[tuple[float, Job | None, bool, bool]] = []
         self.calendar = {
             "holidays": "12-25 C\n01-01 N\n05-01 M",
             "events": "2026-11-27T07:00 14h Sale\n2026-03-29T03:30 2h DST",
@@ -387,14 +387,13 @@ class World:
                 digest = self._want(key).models[0].digest or Digest("")
                 job = node.open_jobs.get(key)
                 same = job[1] if job and job[0] == digest else None
-                self.results.append((node, same, node.has(digest), (key, ready_by) in node.announced))
+                self.results.append((now, same, node.has(digest), (key, ready_by) in node.announced))
 
     def _count(self, end: float) -> dict[str, object]:
-        due = {id(job): job.due for node in self.nodes.values() for job in node.jobs}
         for node in self.nodes.values():
             oracle(node.line, node.jobs, end)
-        feasible = [(hit, told) for _, job, hit, told in self.results if job is None or job.done <= due[id(job)]]
-        others = [(hit, told) for _, job, hit, told in self.results if job and job.done > due[id(job)]]
+        feasible = [(hit, told) for due, job, hit, told in self.results if job is None or job.done <= due]
+        others = [(hit, told) for due, job, hit, told in self.results if job and job.done > due]
         hits = sum(hit for hit, _ in feasible)
         return {
             "days": self.days,
