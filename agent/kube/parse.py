@@ -41,7 +41,7 @@ T = TypeVar("T")
 Json = Mapping[str, Any]
 
 GPU_RESOURCE = "nvidia.com/gpu"
-_WARM_LEVELS = (str(ImageLevel.UNPACKED), str(ModelLevel.COMMITTED), str(ModelLevel.RESIDENT))
+_WARM_LEVELS = (*(str(i) for i in ImageLevel if i.warm), *(str(m) for m in ModelLevel if m.committed))
 
 
 def parse_node(item: Json) -> NodeView:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 from prometheus_client import CollectorRegistry, generate_latest
 
+from agent.core.refs import EndpointKey
 from agent.observe import catalogue
 from agent.observe.planner import PlannerCollector, PlannerState
+
+KEY = EndpointKey(namespace="a", name="b")
 
 
 def test_every_metric_of_the_planner_shows_its_value_now() -> None:
@@ -17,10 +22,13 @@ def test_every_metric_of_the_planner_shows_its_value_now() -> None:
         withdrawn=lambda: withdrawn[0],
         written=lambda: 7,
         unwritten=lambda: 1,
+        late=lambda: {KEY: timedelta(minutes=5)},
+        slow=lambda: 4,
+        ended=lambda: {(KEY, "hit"): 9},
     )
     PlannerCollector(state, registry)
     withdrawn[0] = 3
     lines = generate_latest(registry).decode().splitlines()
     values = {name: float(value) for name, _, value in (line.partition(" ") for line in lines if line[0] != "#")}
-    assert list(values) == [m.name for m in catalogue.PLANNER]
-    assert list(values.values()) == [1, 2, 1, 3, 7, 1]
+    assert [name.partition("{")[0] for name in values] == [m.name for m in catalogue.PLANNER]
+    assert list(values.values()) == [1, 2, 1, 3, 7, 1, 4, 300, 9]
