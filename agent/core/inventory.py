@@ -220,6 +220,7 @@ class Inventory:
     memory: MemoryView = MemoryView()
     waiting: frozenset[EndpointKey] = frozenset()
     pace_bytes_per_second: float = 0.0  # what nine in ten measurements of this node's downloads reached; 0: not known
+    present_bytes_per_second: float = 0.0  # what running downloads reach now; 0: none runs, or it is too early to tell
     proved: bool = False
 
 

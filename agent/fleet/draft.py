@@ -43,7 +43,10 @@ _CROWDED = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FleetState:
-    """Everything a plan rests on. `handlers` maps RuntimeClass names to what the container runtime calls them."""
+    """Everything a plan rests on. `handlers` maps RuntimeClass names to what the container runtime calls them.
+
+    `heard` are the nodes whose agents are Ready.
+    """
 
     workloads: tuple[WorkloadView, ...] = ()
     nodes: tuple[NodeView, ...] = ()
@@ -51,6 +54,7 @@ class FleetState:
     handlers: Mapping[str, str] = field(default_factory=dict)
     resolutions: Resolutions = field(default_factory=Resolutions)
     calendars: tuple[ConfigMapView, ...] = ()
+    heard: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,7 +108,7 @@ class Drafter:
         previous = {
             w.name: tuple(e.key for e in w.assignment.endpoints) for w in state.warmups.values() if w.assignment
         }
-        yields = node_yields(state.nodes, state.warmups)
+        yields = node_yields(state.nodes, state.warmups, state.heard)
         loads = Loads(wants, yields, now)
         placement = place([e for e in endpoints if e.key in wants], state.nodes, previous, loads)
         where = {e.key: e.workload for e in endpoints}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
@@ -38,19 +38,31 @@ class Outlook:
 def outlook(assigned: Mapping[str, Sequence[EndpointWant]], yields: Mapping[str, NodeYield], now: datetime) -> Outlook:
     """Return what the nodes cannot have ready by the next window of each of their endpoints.
 
-    A window that is open already is the node's to report, not a forecast.
+    What a living agent says of its windows holds, for it sees every byte come; for the others the planner reckons by what was last
+    reported. A window that is open already is the node's to report, not a forecast.
     """
     found: defaultdict[EndpointKey, list[Miss]] = defaultdict(list)
     looks: list[datetime] = []
     for node, wants in assigned.items():
         has = yields.get(node, NOTHING_KNOWN)
         sizes, jobs = _jobs(wants, has, now)
-        for late in late_jobs(jobs, now, timedelta(0)):
-            miss = Miss(node=node, found=has, size_bytes=sizes[late.job.key], late=late)
+        told = list(_told(wants, has, now))
+        reckoned = [late for late in late_jobs(jobs, now, timedelta(0)) if str(late.job.key) not in has.ready_at]
+        for late in (*told, *reckoned):
+            miss = Miss(node=node, found=has, size_bytes=sizes.get(late.job.key, 0), late=late)
             found[late.job.key].append(miss)
         looks += latest_starts(jobs, timedelta(0))[:1]
     worst = {key: tuple(sorted(some, key=lambda m: (-m.late.by, m.node))) for key, some in found.items()}
     return Outlook(misses=worst, look_at=min((at for at in looks if at > now), default=None))
+
+
+def _told(wants: Iterable[EndpointWant], found: NodeYield, now: datetime) -> Iterator[Late[EndpointKey]]:
+    """Yield what the node's agent says will be late."""
+    for want in wants if any(found.ready_at.values()) else ():
+        window, done = want.next_window(now), found.ready_at.get(str(want.key))
+        if window and done and now < window.ready_by < done:
+            seconds = sum(found.lacks(items_of(want)).values()) / found.bytes_per_second
+            yield Late(job=Job(key=want.key, due=window.ready_by, seconds=seconds), done=done, behind_seconds=0.0)
 
 
 def _jobs(
@@ -77,12 +89,13 @@ def miss_note(misses: Sequence[Miss], nodes: int) -> str:
     where = f"node {worst.node}" + (f" (the worst of {len(misses)} of its {nodes} nodes)" if len(misses) > 1 else "")
     measured = "measured" if worst.found.measured else "assumed, nothing is measured yet"
     total = late.job.seconds + late.behind_seconds
-    ahead = max(1.0, (late.job.due - late.done).total_seconds() + total)
+    ahead = (late.job.due - late.done).total_seconds() + total
+    faster = f"at {format_size(_round(rate * total / ahead))}/s, " if ahead > 1 else ""
     first = "what is due before on this node comes first; " if late.behind_seconds > late.job.seconds / 10 else ""
     return (
         f"the window at {late.job.due:%Y-%m-%d %H:%M} UTC cannot be met: {where} will be late by up to {format_duration(by)}, "
         f"it lacks {format_size(worst.size_bytes)} and fetches {format_size(rate)}/s ({measured}); {first}"
-        f"in time it would be at {format_size(_round(rate * total / ahead))}/s, with fewer bytes, or declared that much earlier (lead)"
+        f"in time it would be {faster}with fewer bytes, or declared that much earlier (lead)"
     )
 
 

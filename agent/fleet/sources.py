@@ -54,10 +54,16 @@ class Sources:
             handlers={c.name: c.handler for c in self.runtime_classes.get().items.values()},
             resolutions=resolutions,
             calendars=tuple(self.calendars.get().items.values()),
+            heard=frozenset(p.node for p in self.agents.get().items.values() if _is_ready(p)),
         )
 
     def _planned(self) -> tuple[Latest[Any], ...]:
         return (self.deployments, self.statefulsets, self.nodes, self.warmups, self.runtime_classes, self.calendars)
+
+
+def _is_ready(pod: PodView) -> bool:
+    found = pod.condition("Ready")
+    return found is not None and found.status == "True"
 
 
 def annotated(workload: WorkloadView) -> bool:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from statistics import median
 
 from agent.core.assignment import EndpointWant
@@ -22,7 +23,10 @@ ZONE = "topology.kubernetes.io/zone"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeYield:
-    """One node. `slow` is the pool's median rate where this node reaches less than a third of it, else 0."""
+    """One node. `slow` is the pool's median rate where this node reaches less than a third of it, else 0.
+
+    `ready_at` is its agent's own word on its next windows, by endpoint: None for one that can be met.
+    """
 
     bytes_per_second: float = ASSUMED_BYTES_PER_SECOND
     measured: bool = False
@@ -30,6 +34,7 @@ class NodeYield:
     capacity_bytes: int = 0  # of the model store; 0: not known
     zone: str = ""
     missing: Mapping[str, int] = field(default_factory=dict)
+    ready_at: Mapping[str, datetime | None] = field(default_factory=dict)
 
     def lacks(self, items: Mapping[str, int]) -> dict[str, int]:
         """Return the bytes still to come of these items."""
@@ -44,8 +49,13 @@ def items_of(want: EndpointWant) -> dict[str, int]:
 NOTHING_KNOWN = NodeYield()
 
 
-def node_yields(nodes: Iterable[NodeView], warmups: Mapping[str, NodeWarmupView]) -> Mapping[str, NodeYield]:
-    """Return what is known of each node; one that has measured nothing is taken for an average one of its pool."""
+def node_yields(
+    nodes: Iterable[NodeView], warmups: Mapping[str, NodeWarmupView], heard: Collection[str] = ()
+) -> Mapping[str, NodeYield]:
+    """Return what is known of each node; one that has measured nothing is taken for an average one of its pool.
+
+    `heard` are the nodes whose agents live: what the others said of their windows is out of date.
+    """
     nodes, empty = list(nodes), NodeReport()
     reports = {n.name: warmups[n.name].report if n.name in warmups else empty for n in nodes}
     pools: defaultdict[str, list[int]] = defaultdict(list)
@@ -66,6 +76,7 @@ def node_yields(nodes: Iterable[NodeView], warmups: Mapping[str, NodeWarmupView]
             capacity_bytes=report.capacity_bytes,
             zone=node.labels.get(ZONE, ""),
             missing=report.missing_bytes,
+            ready_at=report.ready_at if node.name in heard else {},
         )
     return found
 

@@ -170,11 +170,14 @@ class NodeReport:
     """What a node's agent says of itself that plans rest on; 0 where it says nothing.
 
     `missing_bytes` is, by image reference or model URI, what is still to come; an item that is not told is not known.
+    `ready_at` has, by key, the endpoints it speaks of: when one is ready at best that misses its next window, else None. It is empty
+    while the agent has not seen the newest spec.
     """
 
     pace_bytes_per_second: int = 0
     capacity_bytes: int = 0
     missing_bytes: Mapping[str, int] = field(default_factory=dict)
+    ready_at: Mapping[str, datetime | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

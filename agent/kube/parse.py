@@ -131,7 +131,7 @@ def parse_nodewarmup(item: Json) -> NodeWarmupView:
         assignment=assignment,
         problem=problem,
         observed_generation=_whole(status, "observedGeneration"),
-        report=_report(status),
+        report=_report(item),
         status=status,
     )
 
@@ -139,14 +139,17 @@ def parse_nodewarmup(item: Json) -> NodeWarmupView:
 def parse_nodewarmup_spec(item: Json) -> NodeWarmupView:
     """Parse a NodeWarmup for the planner: of the status only the report, for it would hold and compare thousands for nothing."""
     parsed = parse_nodewarmup({key: value for key, value in item.items() if key != "status"})
-    return replace(parsed, report=_report(_map(item, "status")))
+    return replace(parsed, report=_report(item))
 
 
-def _report(status: Json) -> NodeReport:
+def _report(item: Json) -> NodeReport:
+    status = _map(item, "status")
+    newest = _whole(status, "observedGeneration") == _whole(_map(item, "metadata"), "generation")
     return NodeReport(
         pace_bytes_per_second=max(0, _whole(status, "paceBytesPerSecond")),
         capacity_bytes=max(0, _whole(_map(status, "cache"), "capacityBytes")),
         missing_bytes=dict(_missing(i) for i in _maps(status, "items") if _text(i, "ref")),
+        ready_at={sys.intern(_text(e, "key")): _time(e, "readyAt") for e in _maps(status, "endpoints") if newest},
     )
 
 

@@ -17,7 +17,7 @@ from agent.node.status import eta_of
 from agent.node.waiting import Outlook
 from agent.pb.prewarm.v1 import local_pb2
 from agent.plan.decision import EndpointPlan, NodePlan
-from agent.plan.planning import model_digest
+from agent.plan.lacking import model_digest
 
 
 def status_message(

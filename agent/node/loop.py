@@ -126,6 +126,7 @@ class DecideLoop:
             memory=memory,
             waiting=self._facts.waiting.get(),
             pace_bytes_per_second=self._facts.pace.get().bytes_per_second,
+            present_bytes_per_second=self._facts.pace.get().present_bytes_per_second,
             proved=self._proof_age() <= PROOF_AGE_SECONDS,
         )
 

@@ -24,7 +24,7 @@ _SAVE_SECONDS = 300.0
 class PaceKeeper:
     """A service that samples the rate of running downloads into the cell `pace`.
 
-    Not while a pod waits for an image: downloads make way for it, and what they reach then says nothing.
+    Not in their first seconds, which tell of connections, nor while a pod waits for an image: downloads make way for it then.
     """
 
     name = "pace"
@@ -38,6 +38,7 @@ class PaceKeeper:
     async def run(self) -> None:
         """Sample until cancelled."""
         self._pace.set(await asyncio.to_thread(self._load))
+        self._sampled_at = self._clock.monotonic()
         signal = Signal()
         self._models.attach(signal)
         try:
@@ -53,7 +54,11 @@ class PaceKeeper:
         """Take a sample if it is time for one; say whether one was taken."""
         now = self._clock.monotonic()
         rate = sum(s.rate_bytes_per_second for s in self._models.get().states.values() if s.busy)
-        if rate < 1 or now - self._sampled_at < _SAMPLE_SECONDS or any(p.urgent for p in self._plan.get().pulls):
+        if rate < 1 or any(p.urgent for p in self._plan.get().pulls):
+            self._sampled_at = now
+            self._pace.set(self._pace.get().paused())
+            return False
+        if now - self._sampled_at < _SAMPLE_SECONDS:
             return False
         self._sampled_at = now
         self._pace.set(self._pace.get().with_sample(rate))

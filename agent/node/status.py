@@ -19,7 +19,7 @@ from agent.core.names import READY, endpoint_label
 from agent.core.units import format_size
 from agent.node.readiness import Readiness
 from agent.plan.decision import NodePlan, Stage
-from agent.plan.planning import model_digest
+from agent.plan.lacking import model_digest
 
 Status = Mapping[str, object]
 LIMIT_BYTES = 256 * 1024
@@ -51,6 +51,7 @@ def render_status(
         "gpu": {"verdict": str(inventory.gpu.verdict), "reason": cut(inventory.gpu.reason, _TEXT_LIMIT)},
         "endpoints": [
             {"key": str(e.want.key), "stage": str(e.stage), "reason": cut(e.reason, _TEXT_LIMIT)}
+            | ({"readyAt": format_time(e.ready_at)} if e.ready_at else {})
             for e in plan.endpoints
         ],
         "items": sorted(_items(assignment, inventory, now), key=lambda i: (i["level"] in _WARM, str(i["ref"]))),
@@ -62,7 +63,7 @@ def signature(status: Status) -> str:
     """Return what a change of must be written: levels and reasons, without the numbers in them."""
     kept = {k: v for k, v in status.items() if k not in ("cache", "memory", "paceBytesPerSecond", "items", "endpoints")}
     rows = [
-        {k: row.get(k) for k in ("key", "stage", "ref", "level", "reason", "error")}
+        {k: row.get(k) for k in ("key", "stage", "ref", "level", "reason", "error")} | {"late": "readyAt" in row}
         for part in (status.get("endpoints"), status.get("items"))
         for row in (part if isinstance(part, list) else ())
     ]

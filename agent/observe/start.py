@@ -17,7 +17,7 @@ from agent.core.inventory import Inventory, ModelLevel
 from agent.core.names import LABEL_ENDPOINT_NAME, is_ours, node_pool
 from agent.core.refs import EndpointKey, ImageRef, parse_image_ref
 from agent.kube.objects import ContainerStatusView, PodView
-from agent.plan.planning import model_digest
+from agent.plan.lacking import model_digest
 
 GB = 10**9
 SIZE_CLASSES = ((10 * GB, "<10GB"), (40 * GB, "10-40GB"), (100 * GB, "40-100GB"), (200 * GB, "100-200GB"))

@@ -16,7 +16,7 @@ from agent.core.inventory import GpuReport, GpuVerdict, ImageLevel, Inventory, M
 from agent.core.names import READY, endpoint_label
 from agent.observe import catalogue
 from agent.observe.catalogue import Kind, Metric
-from agent.plan.planning import model_digest
+from agent.plan.lacking import model_digest
 
 Samples = Mapping[tuple[str, ...], float]
 

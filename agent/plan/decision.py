@@ -117,13 +117,17 @@ class Stage(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EndpointPlan:
-    """One endpoint's stage, when it starts and is due, and the sentence that says why."""
+    """One endpoint's stage, when it starts and is due, and the sentence that says why.
+
+    `ready_at` is when it is ready at best, where that is after a window that is still ahead.
+    """
 
     want: EndpointWant
     stage: Stage
     reason: str
     start_at: datetime | None = None
     due: datetime | None = None
+    ready_at: datetime | None = None
     missing_bytes: int = 0
 
 

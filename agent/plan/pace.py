@@ -11,9 +11,10 @@ MOST_SAMPLES = 360  # an hour of downloading at a sample each ten seconds: a nod
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pace:
-    """The last measurements, in bytes per second, oldest first."""
+    """The last measurements, in bytes per second, oldest first; how many of them are of what runs now."""
 
     samples: tuple[int, ...] = ()
+    running: int = 0
 
     @property
     def bytes_per_second(self) -> float:
@@ -22,9 +23,19 @@ class Pace:
             return 0.0
         return float(sorted(self.samples)[len(self.samples) // 10])
 
+    @property
+    def present_bytes_per_second(self) -> float:
+        """Return the better of the last two rates of what runs now; 0 before there are two."""
+        return float(max(self.samples[-2:])) if self.running > 1 else 0.0
+
     def with_sample(self, bytes_per_second: float) -> Pace:
         """Return the pace with one measurement more."""
-        return Pace(samples=(*self.samples, max(1, round(bytes_per_second)))[-MOST_SAMPLES:])
+        samples = (*self.samples, max(1, round(bytes_per_second)))[-MOST_SAMPLES:]
+        return Pace(samples=samples, running=self.running + 1)
+
+    def paused(self) -> Pace:
+        """Return the pace while nothing runs."""
+        return Pace(samples=self.samples) if self.running else self
 
 
 def parse_pace(value: object) -> Pace:

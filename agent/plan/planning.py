@@ -7,7 +7,7 @@ start is ahead is fetched early.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
@@ -16,13 +16,22 @@ from agent.core.inventory import GpuVerdict, ImageState, Inventory, ModelState
 from agent.core.refs import Digest, EndpointKey, ImageRef
 from agent.core.units import format_duration, format_size
 from agent.plan.decision import EndpointPlan, HydrateStep, NodePlan, PullStep, Stage, ViewWant
+from agent.plan.lacking import (
+    image_bytes,
+    image_is_warm,
+    model_bytes,
+    model_digest,
+    model_is_warm,
+    model_state,
+    usual_rate,
+)
 from agent.plan.memory import keep_in_memory, memory_starts
-from agent.plan.physics import Job, before, latest_starts, share_of
+from agent.plan.physics import before, share_of
 from agent.plan.pins import pins
 from agent.plan.room import NextUse, Room, Wanting, make_room
+from agent.plan.timing import Timing, timing
 
 _FAR = datetime.max.replace(tzinfo=UTC)
-_ASSUMED_IMAGE_BYTES = 2_000_000_000  # an image's size is unknown before its manifest is here: a mid-size serving image
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +50,10 @@ def plan(assignment: Assignment | None, inventory: Inventory, now: datetime, lim
     """Decide what this node does now. Every step and every endpoint carries the sentence that says why."""
     if assignment is None:
         return NodePlan()
-    rows = _rows(assignment, inventory, now, limits)
+    wants = sorted(assignment.endpoints, key=lambda e: _urgency(e, inventory, now))
+    margin = limits.warm_ahead * (1 + share_of(assignment.node) / 4)
+    timed = timing(wants, inventory, now, usual_rate(inventory, limits.rate_bytes_per_second), margin)
+    rows = _rows(wants, inventory, now, timed)
     uses = _uses(rows, inventory, now, limits)
     room = make_room(_wanting(rows, inventory, now), uses, inventory.models)
     rows = [_with_room(row, inventory, room) for row in rows]
@@ -57,30 +69,14 @@ def plan(assignment: Assignment | None, inventory: Inventory, now: datetime, lim
         memory=keep_in_memory(assignment.endpoints, inventory, pulls, hydrations, now),
         pins=pins((r.told for r in rows), now),
         endpoints=tuple(r.told for r in rows),
-        wake_at=min((t for t in (*_turning_points(rows, inventory), early_at) if t and t > now), default=None),
+        wake_at=min(
+            (t for t in (*_turning_points(rows, inventory), early_at, timed.turns_at) if t and t > now), default=None
+        ),
         images=tuple({i.ref: i for e in assignment.endpoints for i in e.images}.values()),
         models=_unique_models(assignment.endpoints),
         refusals=room.refusals,
         needed={digest: use.why for digest, use in uses.items() if use.why},
     )
-
-
-def model_digest(want: ModelWant, inventory: Inventory) -> Digest | None:
-    """Return the version a want means here: the planner's, else the one the agent resolved, else None."""
-    return want.digest or inventory.resolved.get(str(want.uri))
-
-
-def image_is_warm(want: ImageWant, inventory: Inventory) -> bool:
-    """True if the image is unpacked here and is the one the planner resolved."""
-    state = inventory.images.get(want.ref)
-    return state is not None and state.level.warm and want.digest in ("", state.digest)
-
-
-def model_is_warm(want: ModelWant, inventory: Inventory) -> bool:
-    """True if the wanted version is committed here."""
-    digest = model_digest(want, inventory)
-    state = inventory.models.get(digest) if digest else None
-    return state is not None and state.level.committed
 
 
 def gpu_is_fit(want: EndpointWant, inventory: Inventory) -> bool:
@@ -104,13 +100,13 @@ class _Row:
         return None if self.waiting else self.told.due
 
 
-def _rows(assignment: Assignment, inventory: Inventory, now: datetime, limits: Limits) -> list[_Row]:
-    wants = sorted(assignment.endpoints, key=lambda e: _urgency(e, inventory, now))
-    starts = _starts(wants, inventory, now, limits, jitter=share_of(assignment.node))
-    return [_row(want, inventory, now, starts.get(want.key)) for want in wants]
+def _rows(wants: Iterable[EndpointWant], inventory: Inventory, now: datetime, timed: Timing) -> list[_Row]:
+    return [_row(want, inventory, now, timed.starts.get(want.key), timed.late.get(want.key)) for want in wants]
 
 
-def _row(want: EndpointWant, inventory: Inventory, now: datetime, start: datetime | None) -> _Row:
+def _row(
+    want: EndpointWant, inventory: Inventory, now: datetime, start: datetime | None, late: datetime | None
+) -> _Row:
     images = tuple(i for i in want.images if not image_is_warm(i, inventory))
     models = tuple(m for m in want.models if not model_is_warm(m, inventory))
     window = want.next_window(now)
@@ -118,7 +114,7 @@ def _row(want: EndpointWant, inventory: Inventory, now: datetime, start: datetim
     fit = inventory.gpu.verdict is not GpuVerdict.UNHEALTHY or want.gpus == 0
     active = fit and (waiting or (start is not None and start <= now))
     stage, reason = _stage(
-        want, inventory, now, active=active, missing=bool(images or models), window=window, start=start
+        want, inventory, now, active=active, missing=bool(images or models), window=window, start=start, late=late
     )
     told = EndpointPlan(
         want=want,
@@ -126,31 +122,10 @@ def _row(want: EndpointWant, inventory: Inventory, now: datetime, start: datetim
         reason=reason,
         start_at=start,
         due=window.ready_by if window else None,
-        missing_bytes=sum(_image_bytes(i, inventory) for i in images) + sum(_model_bytes(m, inventory) for m in models),
+        ready_at=late,
+        missing_bytes=sum(image_bytes(i, inventory) for i in images) + sum(model_bytes(m, inventory) for m in models),
     )
     return _Row(want=want, images=images, models=models, waiting=waiting, active=active, told=told)
-
-
-def _starts(
-    wants: Sequence[EndpointWant], inventory: Inventory, now: datetime, limits: Limits, *, jitter: float
-) -> dict[EndpointKey, datetime]:
-    """Return when each endpoint that has a window starts. What several need is fetched once, for the first of them."""
-    rate, fetched = _rate(inventory, limits), set[object]()
-    jobs: list[Job[EndpointKey]] = []
-    for want in wants:
-        lacking: dict[object, int] = {
-            i.ref: _image_bytes(i, inventory) for i in want.images if not image_is_warm(i, inventory)
-        }
-        lacking |= {
-            m.digest or m.uri: _model_bytes(m, inventory) for m in want.models if not model_is_warm(m, inventory)
-        }
-        seconds = sum(size for item, size in lacking.items() if item not in fetched) / rate
-        fetched |= lacking.keys()
-        if window := want.next_window(now):
-            jobs.append(Job(key=want.key, due=window.ready_by, seconds=seconds))
-    jobs.sort(key=lambda job: job.due)  # a stable sort: those that a pod waits for stand where they are due
-    margin = limits.warm_ahead * (1 + jitter / 4)
-    return dict(zip((j.key for j in jobs), latest_starts(jobs, margin), strict=True))
 
 
 def _urgency(want: EndpointWant, inventory: Inventory, now: datetime) -> tuple[bool, datetime, int, int, EndpointKey]:
@@ -168,6 +143,7 @@ def _stage(
     missing: bool,
     window: Window | None,
     start: datetime | None,
+    late: datetime | None,
 ) -> tuple[Stage, str]:
     if not want.images and not want.models:
         return Stage.IDLE, "nothing to warm: no image and no model is assigned yet"
@@ -178,8 +154,11 @@ def _stage(
     if (error := _first_error(want, inventory)) and not (start and start > now and _only_lacks_room(want, inventory)):
         return Stage.FAILING, error
     if window and now >= window.ready_by:
-        late = format_duration(now - window.ready_by)
-        return Stage.LATE, f"the window opened {late} ago and {_missing_text(want, inventory)} is not warm"
+        since = format_duration(now - window.ready_by)
+        return Stage.LATE, f"the window opened {since} ago and {_missing_text(want, inventory)} is not warm"
+    if late:
+        left = format_duration(late - now)
+        return Stage.LATE, f"its window cannot be met: {_missing_text(want, inventory)} takes {left} from now at best"
     if active:
         why = "a pod waits for it" if want.key in inventory.waiting else "its window is near"
         return Stage.WARMING, f"{why}: {_missing_text(want, inventory)} is on its way"
@@ -200,7 +179,7 @@ def _first_error(want: EndpointWant, inventory: Inventory) -> str:
         if state and state.error and not image_is_warm(image, inventory):
             return f"{image.ref}: {state.error}"
     for model in want.models:
-        found = _model_state(model, inventory)
+        found = model_state(model, inventory)
         error = found.error if found else inventory.unresolved.get(str(model.uri), "")
         if error and not model_is_warm(model, inventory):
             return f"model {model.name}: {error}"
@@ -209,7 +188,7 @@ def _first_error(want: EndpointWant, inventory: Inventory) -> str:
 
 def _only_lacks_room(want: EndpointWant, inventory: Inventory) -> bool:
     """Say whether what failed failed for want of room alone: before the start, room is nobody's to make."""
-    states = [s for m in want.models if (s := _model_state(m, inventory)) and s.error]
+    states = [s for m in want.models if (s := model_state(m, inventory)) and s.error]
     images = [i for i in want.images if (found := inventory.images.get(i.ref)) and found.error]
     return not images and all(s.short_bytes > 0 for s in states)
 
@@ -227,8 +206,8 @@ def _early(
         start, due = row.told.start_at, row.told.due
         if row.active or row.told.stage is not Stage.SCHEDULED or start is None or due is None:
             continue
-        fits = [m for m in row.models if _model_bytes(m, inventory) < spare and m.size_bytes]
-        fits = [m for m in fits if not _backed_off(_model_state(m, inventory), now)]
+        fits = [m for m in row.models if model_bytes(m, inventory) < spare and m.size_bytes]
+        fits = [m for m in fits if not _backed_off(model_state(m, inventory), now)]
         if not fits or not limits.early:
             continue
         at = start - limits.early * (1 - share_of(f"{node} {row.want.key}"))
@@ -269,7 +248,7 @@ def _hydrations(rows: Iterable[_Row], inventory: Inventory, now: datetime) -> tu
     for row in rows:
         for want in row.models if row.active else ():
             key = model_digest(want, inventory) or str(want.uri)
-            if _backed_off(_model_state(want, inventory), now):
+            if _backed_off(model_state(want, inventory), now):
                 continue
             if before := steps.get(key):
                 steps[key] = replace(before, endpoints=(*before.endpoints, row.want.key))
@@ -291,7 +270,7 @@ def _backed_off(state: ImageState | ModelState | None, now: datetime) -> bool:
 def _uses(rows: Iterable[_Row], inventory: Inventory, now: datetime, limits: Limits) -> dict[Digest, NextUse]:
     """Return, by version, who needs it next; versions that no endpoint is assigned are left out."""
     uses: dict[Digest, NextUse] = {}
-    rate = _rate(inventory, limits)
+    rate = usual_rate(inventory, limits.rate_bytes_per_second)
     for row in rows:
         window = row.want.next_window(now)
         for want in row.want.models:
@@ -316,7 +295,7 @@ def _wanting(rows: Iterable[_Row], inventory: Inventory, now: datetime) -> Itera
     for row in rows:
         window = row.want.next_window(now)
         for want in row.models if row.active else ():
-            state = _model_state(want, inventory)
+            state = model_state(want, inventory)
             if state and state.short_bytes > 0 and state.digest not in seen:
                 seen.add(state.digest)
                 until = now if row.waiting or window is None else window.until
@@ -337,12 +316,6 @@ def _with_room(row: _Row, inventory: Inventory, room: Room) -> _Row:
     return row
 
 
-def _rate(inventory: Inventory, limits: Limits) -> float:
-    """Return the node's p10 rate; before there is one, what a download reaches now, else what may be assumed."""
-    running = max((s.rate_bytes_per_second for s in inventory.models.values()), default=0.0)
-    return inventory.pace_bytes_per_second or running or limits.rate_bytes_per_second
-
-
 def _views(endpoints: Iterable[EndpointWant], inventory: Inventory) -> Iterator[ViewWant]:
     for endpoint in endpoints:
         for want in endpoint.models:
@@ -353,22 +326,6 @@ def _views(endpoints: Iterable[EndpointWant], inventory: Inventory) -> Iterator[
 
 def _unique_models(endpoints: Iterable[EndpointWant]) -> tuple[ModelWant, ...]:
     return tuple({m.digest or str(m.uri): m for e in endpoints for m in e.models}.values())
-
-
-def _model_state(want: ModelWant, inventory: Inventory) -> ModelState | None:
-    digest = model_digest(want, inventory)
-    return inventory.models.get(digest) if digest else None
-
-
-def _model_bytes(want: ModelWant, inventory: Inventory) -> int:
-    state = _model_state(want, inventory)
-    total = (state.total_bytes if state else 0) or want.size_bytes
-    return max(0, total - (state.done_bytes if state else 0))
-
-
-def _image_bytes(want: ImageWant, inventory: Inventory) -> int:
-    state = inventory.images.get(want.ref)
-    return max(0, state.total_bytes - state.done_bytes) if state and state.total_bytes else _ASSUMED_IMAGE_BYTES
 
 
 def _turning_points(rows: Iterable[_Row], inventory: Inventory) -> Iterator[datetime]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -159,6 +160,21 @@ def test_it_is_known_from_the_last_moment_on_at_which_it_could_have_been_met() -
     assert set(passed.misses) == {late.key}
     here = outlook({"n1": (late,)}, {"n1": can(1e8, has=("e",))}, NOW + timedelta(minutes=11))
     assert here.misses == {}
+
+
+def test_a_living_agents_word_holds_for_it_sees_every_byte_come() -> None:
+    late, due = want("e", 60 * GB, timedelta(minutes=8)), NOW + timedelta(minutes=8)
+    fine, told = can(1e8), {"a.e": None}
+    assert outlook({"n1": (late,)}, {"n1": replace(fine, ready_at=told)}, NOW).misses == {}
+    sees = replace(can(1e9), ready_at={"a.e": due + timedelta(minutes=7)}, missing={"s3://weights/e/": 30 * GB})
+    (miss,) = outlook({"n1": (late,)}, {"n1": sees}, NOW).misses[late.key]
+    assert (miss.late.by, miss.size_bytes) == (timedelta(minutes=7), 30 * GB)
+    assert "in time it would be with fewer bytes" in miss_note((miss,), 1)
+    assert outlook({"n1": (late,)}, {"n1": sees}, due).misses == {}
+    report = NodeReport(ready_at={"a.e": due})
+    warmups = {"n1": NodeWarmupView(name="n1", report=report)}
+    assert node_yields([node("n1")], warmups, {"n1"})["n1"].ready_at == {"a.e": due}
+    assert node_yields([node("n1")], warmups)["n1"].ready_at == {}
 
 
 def test_a_large_fleet_is_planned_within_the_budget_and_moves_little() -> None:

@@ -226,6 +226,23 @@ def test_status_of_a_nodewarmup_changes_nothing_for_the_planner() -> None:
     assert parse_nodewarmup(item).status == {"phase": "Ready"}
 
 
+def test_an_agents_word_on_its_windows_is_read_only_where_it_has_seen_the_newest_spec() -> None:
+    rows = [{"key": "a.b", "stage": "late", "readyAt": "2026-03-02T09:00:00Z"}, {"key": "a.c", "stage": "ready"}]
+    items = [
+        {"ref": "s3://w/a/", "level": "partial", "bytes": 3, "total": 10},
+        {"ref": "r/i:1", "level": "hydrated", "total": 10},
+    ]
+    item = {
+        "metadata": {"name": "n", "generation": 7},
+        "status": {"observedGeneration": 7, "paceBytesPerSecond": 5, "endpoints": rows, "items": items},
+    }
+    report = parse_nodewarmup_spec(item).report
+    assert report.ready_at == {"a.b": datetime(2026, 3, 2, 9, tzinfo=UTC), "a.c": None}
+    assert (report.pace_bytes_per_second, report.missing_bytes) == (5, {"s3://w/a/": 7, "r/i:1": 0})
+    item["metadata"] = {"name": "n", "generation": 8}
+    assert parse_nodewarmup_spec(item).report.ready_at == {}
+
+
 def test_nodewarmup_that_cannot_be_read_says_why() -> None:
     view = parse_nodewarmup({"metadata": {"name": "n"}, "spec": {"endpoints": [{"namespace": "shop"}]}})
     assert view.assignment is None

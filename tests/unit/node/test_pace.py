@@ -7,7 +7,7 @@ from pathlib import Path
 
 from agent.core.assignment import ImageWant
 from agent.core.inventory import ModelState, ModelsView
-from agent.core.latest import Latest
+from agent.core.latest import Latest, Signal
 from agent.core.refs import Digest, parse_image_ref
 from agent.node.pace import PaceKeeper
 from agent.plan.decision import NodePlan, PullStep
@@ -37,11 +37,16 @@ def keeper(
 def test_running_downloads_are_sampled_every_ten_seconds(tmp_path: Path) -> None:
     async def measure() -> None:
         service, models, pace = keeper(tmp_path / "pace.json", ModelsView())
+        service.look()
         for n in range(700):
             await asyncio.sleep(1)
             models.set(running(1e8 + n))
             service.look()
         assert len(pace.get().samples) == 70
+        assert pace.get().present_bytes_per_second == 1e8 + 699
+        models.set(running(0))
+        service.look()
+        assert (len(pace.get().samples), pace.get().present_bytes_per_second) == (70, 0)
         assert 1e8 <= pace.get().bytes_per_second < 1e8 + 100
 
     run_virtual(measure())
@@ -61,9 +66,11 @@ def test_what_was_measured_outlives_a_restart(tmp_path: Path) -> None:
 
     async def load() -> None:
         service, _, pace = keeper(path, ModelsView())
+        signal = Signal()
+        pace.attach(signal)
         task = asyncio.create_task(service.run(), name="pace")
-        while not pace.get().samples:
-            await asyncio.sleep(1)
+        await signal.wait()
+        assert pace.get().samples
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
 
@@ -75,10 +82,20 @@ def test_what_a_download_reaches_while_it_makes_way_says_nothing(tmp_path: Path)
     want = ImageWant(ref=parse_image_ref("r/i:1"))
     pull = PullStep(want=want, runtime_handler="", endpoints=(), due=None, urgent=True, reason="")
 
+    async def samples(models: ModelsView, plan: NodePlan = IDLE, seconds: int = 30) -> int:
+        service, cell, pace = keeper(tmp_path / "p", ModelsView(), plan)
+        service.look()
+        cell.set(models)
+        for _ in range(seconds):
+            await asyncio.sleep(1)
+            service.look()
+        return len(pace.get().samples)
+
     async def look() -> None:
-        assert not keeper(tmp_path / "p", running(1e8), NodePlan(pulls=(pull,)))[0].look()
-        assert not keeper(tmp_path / "p", running(0))[0].look()
-        assert keeper(tmp_path / "p", running(1e8))[0].look()
+        assert await samples(running(1e8), NodePlan(pulls=(pull,))) == 0
+        assert await samples(running(0)) == 0
+        assert await samples(running(1e8), seconds=9) == 0
+        assert await samples(running(1e8)) == 3
 
     run_virtual(look())
 

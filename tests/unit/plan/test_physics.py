@@ -79,7 +79,9 @@ def test_a_pace_is_what_nine_in_ten_measurements_reached() -> None:
     for rate in range(6, 101):
         pace = pace.with_sample(rate)
     assert pace.bytes_per_second == 11
-    assert parse_pace(format_pace(pace)) == pace
+    assert pace.present_bytes_per_second == 100
+    assert parse_pace(format_pace(pace)) == pace.paused()
+    assert pace.paused().with_sample(3).present_bytes_per_second == 0
     for _ in range(MOST_SAMPLES):
         pace = pace.with_sample(0.2)
     assert (pace.bytes_per_second, len(pace.samples)) == (1, MOST_SAMPLES)

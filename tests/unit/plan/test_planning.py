@@ -178,6 +178,31 @@ def test_an_open_window_with_something_missing_is_late_by_how_much() -> None:
     assert len(decided.hydrations) == 1
 
 
+def test_a_window_that_cannot_be_met_any_more_is_told_from_that_moment_on_and_fetched_all_the_same() -> None:
+    tight = Assignment(endpoints=(endpoint(opens_in=timedelta(minutes=10), images=(), models=(model(A, 60 * 10**9),)),))
+    met = plan(tight, Inventory(pace_bytes_per_second=1e9), NOW, LIMITS)
+    assert (met.endpoints[0].stage, met.endpoints[0].ready_at) == (Stage.WARMING, None)
+    assert met.wake_at == NOW + timedelta(minutes=9)
+    missed = plan(tight, Inventory(pace_bytes_per_second=1e9), NOW + timedelta(minutes=9, seconds=1), LIMITS)
+    told = missed.endpoints[0]
+    assert (told.stage, told.ready_at) == (Stage.LATE, NOW + timedelta(minutes=10, seconds=1))
+    assert told.reason == "its window cannot be met: model llm takes 1m from now at best"
+    assert len(missed.hydrations) == 1
+
+
+def test_a_download_that_is_slower_than_usual_is_reckoned_with_at_its_present_rate() -> None:
+    tight = Assignment(endpoints=(endpoint(opens_in=timedelta(minutes=10), images=(), models=(model(A, 60 * 10**9),)),))
+    state = ModelState(digest=A, busy=True, done_bytes=30 * 10**9, total_bytes=60 * 10**9)
+    slow = Inventory(models={A: state}, pace_bytes_per_second=1e9, present_bytes_per_second=40e6)
+    assert (
+        plan(tight, slow, NOW, LIMITS).endpoints[0].ready_at is None
+    )  # nearly stalled: a tenth of the usual is assumed
+    later = plan(tight, slow, NOW + timedelta(minutes=6), LIMITS).endpoints[0]
+    assert later.ready_at == NOW + timedelta(minutes=11)
+    fast = replace(slow, present_bytes_per_second=2e9)
+    assert plan(tight, fast, NOW + timedelta(minutes=6), LIMITS).endpoints[0].ready_at is None
+
+
 def test_unhealthy_gpus_stop_hydration_and_say_why() -> None:
     inventory = Inventory(gpu=GpuReport(verdict=GpuVerdict.UNHEALTHY, reason="GPU 3 is lost"))
     decided = plan(Assignment(endpoints=(endpoint(gpus=8),)), inventory, NOW, LIMITS)
