@@ -7,7 +7,6 @@ import json
 import random
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
-from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -98,7 +97,7 @@ def test_bytes_alone_are_no_change_and_levels_are() -> None:
 
 
 def test_a_window_that_cannot_be_met_any_more_is_a_change_and_by_how_much_is_none() -> None:
-    due = assigned(endpoint(opens_in=timedelta(seconds=50)))
+    due = assigned(endpoint(opens_in=50))
     fine, late, less_late = (status(loading(done), due) for done in (600, 0, 100))
     assert "readyAt" not in fine["endpoints"][0]
     assert late["endpoints"][0]["readyAt"] == "2026-03-02T08:01:40Z"
