@@ -5,8 +5,13 @@ shortly before a window; nodes that are lost and come back empty; rates that cha
 outages of the source. Placement, windows, the node's plan, its order of downloads, its pace and the forecast are the product's own code in
 simulated time; a node fetches one model at a time at its true rate, which nobody tells the plan.
 
+What a node says reaches people as the product has it: a rate counts once it was measured, a status is written at most every 30 s,
+and the planner takes its time. A cause appears when the bytes lacking no longer fit before the due time at the rate that holds then
+(in an outage: that before it, for nobody knows how long it lasts; on an idle node: the last one); from there to the
+announcement is the delay.
+
 The oracle knows every true rate and works on the same nodes without a pause, earliest due first, what is due earlier first at
-any moment (optimal on one resource with release times). A window is feasible if the oracle has its version there when it is due.
+any moment, and before that what is overdue (EDF: optimal on one resource with release times). A window is feasible if the oracle has its version there when it is due.
 """
 
 from __future__ import annotations
@@ -29,18 +34,20 @@ from agent.core.refs import Digest, EndpointKey, parse_model_uri
 from agent.demand.calendar import Almanac, read_calendar
 from agent.demand.endpoint import Endpoint, Schedule, WorkloadRef
 from agent.demand.windows import windows
-from agent.fleet.feasible import outlook
 from agent.fleet.loads import Loads
 from agent.fleet.placement import place
 from agent.fleet.yields import NodeYield
 from agent.kube.objects import Condition, NodeView
-from agent.plan.decision import HydrateStep, gives_way
-from agent.plan.pace import Pace
+from agent.plan.decision import HydrateStep, NodePlan, gives_way
+from agent.plan.pace import MOST_SAMPLES, Pace
 from agent.plan.planning import Limits, plan
 
 GB = 10**9
 START = datetime(2026, 1, 1, tzinfo=UTC)
 HOUR = 3600.0
+STATUS_SECONDS = 30.0  # between two writes of a node's status
+PLANNER_SECONDS = 5.0  # from there to the Event: debounce, a plan of 5,000 nodes, a write
+MEASURE_SECONDS = 20.0  # two samples of a download's rate
 LIMITS = Limits(warm_ahead=timedelta(minutes=30), early=timedelta(hours=6))
 ZONES = (
     "Europe/Berlin", "America/New_York", "America/Los_Angeles", "Asia/Tokyo", "Australia/Sydney", "Asia/Kolkata", "America/Santiago",
@@ -57,6 +64,9 @@ def at(seconds: float) -> datetime:
 def seconds_of(moment: datetime) -> float:
     """Return a time as simulated seconds."""
     return (moment - START).total_seconds()
+
+
+Due = tuple[EndpointKey, datetime]
 
 
 class Line:
@@ -141,7 +151,11 @@ class Node:
     sampled: float = 0.0
     jobs: list[Job] = field(default_factory=list)
     open_jobs: dict[EndpointKey, tuple[Digest, Job]] = field(default_factory=dict)
-    announced: set[tuple[EndpointKey, datetime]] = field(default_factory=set)
+    announced: dict[Due, float] = field(default_factory=dict)
+    appeared: dict[Due, float] = field(default_factory=dict)
+    written: float = float("-inf")
+    decided: float = 0.0
+    last_rate: float = 100e6
     capacity: int = 3000 * GB
     evictions: int = 0
 
@@ -150,18 +164,28 @@ class Node:
         return digest in self.sizes and self.held.get(digest, 0) >= self.sizes[digest]
 
     def advance(self, to: float) -> None:
-        """Let time pass."""
-        if self.running and self.running.want.digest and to > self.now:
-            digest = self.running.want.digest
-            moved = self.line.bytes_between(self.now, to)
-            self.held[digest] = min(self.sizes[digest], self.held.get(digest, 0) + moved)
-            if self.sizes[digest] - self.held[digest] < 1:
-                self.held[digest] = self.sizes[digest]
-            if (rate := self.line.rate(self.now)) and to - self.sampled >= 10:
-                for _ in range(min(36, int((to - self.sampled) // 10))):
-                    self.pace = self.pace.with_sample(rate)
-                self.sampled = to
-        self.now = max(self.now, to)
+        """Let time pass, hour by hour."""
+        while self.now < to:
+            edge = min((self.now // HOUR + 1) * HOUR, to)
+            if self.running and self.running.want.digest:
+                self._fetch(self.running.want.digest, edge)
+            else:
+                self.pace, self.sampled = self.pace.paused(), edge
+            self.now = edge
+
+    def _fetch(self, digest: Digest, to: float) -> None:
+        rate = self.line.rate(self.now)
+        self.held[digest] = min(self.sizes[digest], self.held.get(digest, 0) + rate * (to - self.now))
+        if self.sizes[digest] - self.held[digest] < 1:
+            self.held[digest] = self.sizes[digest]
+        if not rate:
+            self.pace, self.sampled = self.pace.paused(), to
+            return
+        self.last_rate = rate
+        samples = int((to - self.sampled) // 10)
+        for _ in range(min(MOST_SAMPLES, samples)):
+            self.pace = self.pace.with_sample(rate)
+        self.sampled += 10 * samples
 
     def decide(self) -> float:
         """Plan, act, and return when to look again if nothing happens."""
@@ -183,12 +207,16 @@ class Node:
             self.running = None
         else:
             self.running = None
-        self.look_ahead()
+        self._tell(decided)
+        self._appear()
         ends = [seconds_of(decided.wake_at)] if decided.wake_at else []
         if self.running and self.running.want.digest:
             digest = self.running.want.digest
             ends.append(self.line.done_at(self.now, self.sizes[digest] - self.held.get(digest, 0), self.now + 6 * HOUR))
-            ends.append(self.now + HOUR)
+            hour = (self.now // HOUR + 1) * HOUR
+            ends += [hour, hour + MEASURE_SECONDS]
+            if self.now % HOUR < MEASURE_SECONDS:
+                ends.append(hour - HOUR + MEASURE_SECONDS)
         return max(self.now + 1, min(ends, default=float("inf")))
 
     def lacks_room(self, want: ModelWant) -> bool:
@@ -213,11 +241,13 @@ class Node:
                 short_bytes=lacking,
                 error="no room" if lacking else "",
                 retry_at=at(retry) if lacking else None,
-                busy=self.running is not None and self.running.want.digest == digest,
+                busy=(busy := self.running is not None and self.running.want.digest == digest),
+                rate_bytes_per_second=self.pace.present_bytes_per_second if busy else 0.0,
             )
         used = int(sum(self.held.values()))
         cache = CacheUse(used_bytes=used, free_bytes=self.capacity - used, capacity_bytes=self.capacity)
-        return Inventory(models=states, cache=cache, pace_bytes_per_second=self.pace.bytes_per_second, proved=True)
+        return Inventory(models=states, cache=cache, pace_bytes_per_second=self.pace.bytes_per_second,
+            present_bytes_per_second=self.pace.present_bytes_per_second, proved=True)  # fmt: skip
 
     def found(self) -> NodeYield:
         """Return what the planner knows of it."""
@@ -233,10 +263,42 @@ class Node:
             zone=f"z{int(self.name[1:]) % 3}",
         )  # fmt: skip
 
-    def look_ahead(self) -> None:
-        """Note what the planner announces now."""
-        for key, misses in outlook({self.name: self.wants}, {self.name: self.found()}, at(self.now)).misses.items():
-            self.announced.add((key, misses[0].late.job.due))
+    def _tell(self, decided: NodePlan) -> None:
+        """Note when people are told of what this plan says will be late."""
+        late = {(e.want.key, e.due) for e in decided.endpoints if e.ready_at and e.due}
+        news = late - self.announced.keys()
+        gone = {due for due in self.announced.keys() - late if seconds_of(due[1]) > self.now}
+        if news or gone:
+            self.written = max(self.now, self.written + STATUS_SECONDS)
+        self.announced = {due: when for due, when in self.announced.items() if due not in gone}
+        self.announced |= dict.fromkeys(news, self.written + PLANNER_SECONDS)
+
+    def _appear(self) -> None:
+        """Note since when windows cannot be met, by the rates that hold; the product has no part in this."""
+        rate = (self.line.rate(self.now) if self.running else 0.0) or self.last_rate
+        due = [(w.ready_by, want) for want in self.wants if (w := want.next_window(at(self.now)))]
+        work, late = 0.0, dict[Due, float]()
+        for ready_by, want in sorted(due, key=lambda d: d[0]):
+            digest = want.models[0].digest or Digest("")
+            lacking = 0.0 if self.has(digest) else want.models[0].size_bytes - self.held.get(digest, 0)
+            work += lacking / rate
+            latest = seconds_of(ready_by) - work
+            if lacking and latest < self.now < seconds_of(ready_by):
+                late[want.key, ready_by] = latest if latest > self.decided else self.now
+        passed = {d: when for d, when in self.appeared.items() if seconds_of(d[1]) <= self.now}
+        self.appeared = passed | {d: self.appeared.get(d, when) for d, when in late.items()}
+        self.decided = self.now
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """One window on one node when it was due; `told` is when people were told that it would be late."""
+
+    due: float
+    job: Job | None
+    hit: bool
+    told: float | None
+    appeared: float
 
 
 class World:
@@ -254,7 +316,7 @@ class World:
         self.where: Mapping[str, tuple[EndpointKey, ...]] = {}
         self.events: list[tuple[float, int, str, Any]] = []
         self.tie = itertools.count()
-        self.results: list[tuple[float, Job | None, bool, bool]] = []
+        self.results: list[Result] = []
         self.calendar = {
             "holidays": "12-25 C\n01-01 N\n05-01 M",
             "events": "2026-11-27T07:00 14h Sale\n2026-03-29T03:30 2h DST",
@@ -351,7 +413,7 @@ class World:
     def _assign(self, node: Node, wants: tuple[EndpointWant, ...], now: float) -> None:
         if wants == node.wants:
             return
-        node.wants = wants
+        node.wants, node.decided = wants, now  # a cause from outside: nothing follows from it before now
         for want in wants:
             node.sizes[want.models[0].digest or Digest("")] = want.models[0].size_bytes
         node.short.clear()
@@ -362,12 +424,12 @@ class World:
                 del node.open_jobs[key]
         for key, want in asked.items():
             digest = want.models[0].digest or Digest("")
-            coming = [w for w in want.windows if seconds_of(w.ready_by) > now]
-            if key in node.open_jobs and node.open_jobs[key][1].due == float("inf") and coming:
-                node.open_jobs[key][1].due = seconds_of(coming[0].ready_by)
+            window = want.next_window(at(now))  # one that is open is due already: first of all, for its traffic is here
+            due = seconds_of(window.ready_by) if window else float("inf")
+            if key in node.open_jobs and node.open_jobs[key][1].due == float("inf"):
+                node.open_jobs[key][1].due = due
             if key not in node.open_jobs and not node.has(digest):
                 size = want.models[0].size_bytes - node.held.get(digest, 0)
-                due = seconds_of(coming[0].ready_by) if coming else float("inf")
                 node.open_jobs[key] = (digest, Job(due=due, release=now, size=size))
                 node.jobs.append(node.open_jobs[key][1])
         self._wake(node, now)
@@ -387,26 +449,30 @@ class World:
                 digest = self._want(key).models[0].digest or Digest("")
                 job = node.open_jobs.get(key)
                 same = job[1] if job and job[0] == digest else None
-                self.results.append((now, same, node.has(digest), (key, ready_by) in node.announced))
+                due = (key, ready_by)
+                told, appeared = node.announced.get(due), node.appeared.get(due, now)
+                self.results.append(Result(due=now, job=same, hit=node.has(digest), told=told, appeared=appeared))
 
     def _count(self, end: float) -> dict[str, object]:
         for node in self.nodes.values():
             oracle(node.line, node.jobs, end)
-        feasible = [(hit, told) for due, job, hit, told in self.results if job is None or job.done <= due]
-        others = [(hit, told) for due, job, hit, told in self.results if job and job.done > due]
-        hits = sum(hit for hit, _ in feasible)
+        feasible = [r for r in self.results if r.job is None or r.job.done <= r.due]
+        others = [r for r in self.results if r.job and r.job.done > r.due and not r.hit]
+        delays = sorted(r.told - r.appeared for r in others if r.told is not None)
         return {
             "days": self.days,
             "windows": len(self.results),
             "jobs": sum(len(n.jobs) for n in self.nodes.values()),
             "evictions": sum(n.evictions for n in self.nodes.values()),
             "feasible": len(feasible),
-            "met": hits,
-            "met_share": round(hits / max(1, len(feasible)), 6),
+            "met": sum(r.hit for r in feasible),
+            "met_share": round(sum(r.hit for r in feasible) / max(1, len(feasible)), 6),
+            "missed_announced": sum(not r.hit and r.told is not None for r in feasible),
             "infeasible": len(others),
-            "infeasible_met": sum(hit for hit, _ in others),
-            "infeasible_announced": sum(told for hit, told in others if not hit),
-            "announced_and_met": sum(told for hit, told in feasible if hit),
+            "announced": sum(r.told is not None and r.told <= max(r.due, r.appeared + 60) for r in others),
+            "announced_within_60s": sum(d <= 60 for d in delays),
+            "longest_delay_seconds": round(max(delays, default=0)),
+            "announced_and_met": sum(r.hit and r.told is not None for r in self.results),
         }
 
 
