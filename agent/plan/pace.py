@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 LEAST_SAMPLES = 6
-MOST_SAMPLES = 2160  # six hours of downloading at a sample each ten seconds: rates differ more between hours than within one
+MOST_SAMPLES = 2160  # six hours of downloading, one in ten seconds: rates differ more between hours than within
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
