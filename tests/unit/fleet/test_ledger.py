@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -25,7 +26,7 @@ CHAT = EndpointKey(namespace="shop", name="chat")
 WINDOWS = {CHAT: (Window(ready_by=NINE, until=NINE + timedelta(hours=1)),)}
 
 
-def after(*looks: tuple[int, bool, bool], windows: dict[EndpointKey, tuple[Window, ...]] = WINDOWS) -> Ledger:
+def after(*looks: tuple[int, bool, bool], windows: Mapping[EndpointKey, tuple[Window, ...]] = WINDOWS) -> Ledger:
     """Look at minutes after nine: is it ready, is it used."""
     ledger = Ledger()
     for minute, ready, used in looks:
