@@ -31,8 +31,9 @@ def timing(
     """
     fetched, jobs = set[object](), list[Job[EndpointKey]]()
     for want in wants:
-        seconds = sum(s for item, s in _seconds(want, inventory, usual).items() if item not in fetched)
-        fetched |= _seconds(want, inventory, usual).keys()
+        lacking = _seconds(want, inventory, usual)
+        seconds = sum(s for item, s in lacking.items() if item not in fetched)
+        fetched |= lacking.keys()
         if window := want.next_window(now):
             jobs.append(Job(key=want.key, due=window.ready_by, seconds=seconds))
     jobs.sort(key=lambda job: job.due)  # a stable sort: those that a pod waits for stand where they are due
