@@ -27,7 +27,7 @@ format: setup ## let ruff write the code the way it checks it
 	$(RUN)ruff check --fix .
 
 test: lint ## lint, and every test that needs no cluster
-	@$(PYTHON) -m tests.bed.provision --s3 --gpu --images
+	@$(PYTHON) -m tests.bed.provision --s3 --gpu --images --prometheus
 	$(RUN)pytest -n 3 --dist worksteal -m "not cluster" --cov --cov-report=term:skip-covered -r s
 
 test-cluster: setup ## the tests on a real Kubernetes (root; builds it once)

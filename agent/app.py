@@ -320,6 +320,10 @@ async def compose_planner(process: Process) -> None:
         unwritten=lambda: len(fleet.publishing.get().failing),
         late=lambda: fleet.forecast.get().late,
         slow=lambda: fleet.forecast.get().slow_nodes,
+        histories=lambda: len(fleet.history.get().tracks),
+        history_known=lambda: fleet.history.get().known_share(process.clock.now()),
+        history_written=lambda: at.timestamp() if (at := fleet.history.get().written_at) else None,
+        history_failures=lambda: fleet.history.get().failures,
         ended=lambda: {(key, str(outcome)): n for (key, outcome), n in fleet.ledger.get().totals.items()},
     )
     PlannerCollector(state, process.registry)

@@ -13,12 +13,15 @@ from dataclasses import Field, dataclass, field, fields
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo
 
 from agent.core.documents import load_document
 from agent.core.errors import Invalid, cut
 from agent.core.refs import ModelUri, parse_model_uri
 from agent.core.units import parse_duration, parse_size
+
+HISTORY_KINDS = ("vllm", "triton", "knative", "kserve", "istio")  # what is known to tell of an endpoint's requests
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,6 +132,38 @@ def _size(value: object) -> int:
 
 def _budget(value: object) -> int | None:
     return None if value == "auto" else parse_size(str(value))
+
+
+def _base_url(value: object) -> str:
+    """Check a server's address; its text is not quoted where it carries a password."""
+    text = str(value).rstrip("/")
+    if not text:
+        return ""
+    try:
+        parts = urlsplit(text)
+        host, _ = parts.hostname, parts.port
+    except ValueError as error:
+        raise Invalid("it is no URL: write it like http://prometheus.monitoring:9090") from error
+    if "@" in parts.netloc:
+        raise Invalid(
+            "it carries a user or password, which would be shown: put a token into a file (prometheus_token_file)"
+        )
+    if parts.scheme not in ("http", "https") or not host or parts.query or parts.fragment:
+        raise Invalid(f"{cut(text, 120)!r} is no address of a server: write it like http://prometheus.monitoring:9090")
+    return text
+
+
+def _queries(value: object) -> Mapping[str, str]:
+    if isinstance(value, Mapping):
+        pairs = [(str(kind), str(query)) for kind, query in value.items()]
+    else:
+        lines = [line for line in str(value).splitlines() if line.strip()]
+        pairs = [(kind, query) for kind, _, query in (line.partition("=") for line in lines)]
+    found = {kind.strip(): query.strip() for kind, query in pairs}
+    for kind, query in found.items():
+        if kind not in HISTORY_KINDS or not query:
+            raise Invalid(f"{cut(kind, 60)!r}: write KIND=PROMQL, a kind being one of {', '.join(HISTORY_KINDS)}")
+    return found
 
 
 def _choice(*words: str) -> Callable[[object], str]:
@@ -248,13 +283,23 @@ class Settings:
         "largest share of the fleet (always three nodes) whose claims the planner withdraws in a minute by itself",
         of="planner",
     )
+    prometheus_url: str = setting(
+        "", _base_url, "where endpoints' requests are read from; empty: the planner watches replicas only", of="planner"
+    )
+    prometheus_token_file: Path | None = setting(
+        "", _path, "file with a bearer token for Prometheus; read for each question", of="planner"
+    )
+    history_queries: Mapping[str, str] = setting(
+        "", _queries, "KIND=PROMQL lines in place of the built-in queries (docs/history.md)", of="planner"
+    )
+    history_seconds: float = setting("1h", _seconds, "how often histories are written to ConfigMaps", of="planner")
     leader_elect: bool = setting("true", _flag, "elect one leader among the planner's replicas", of="planner")
 
 
 SETTINGS: tuple[Field[Any], ...] = fields(Settings)
 FIRST_SETTINGS = (
     "sources", "http_address", "plan", "root", "containerd", "connections", "bandwidth", "high_watermark", "warm_ahead", "gpus",
-    "lift_taint", "timezone", "registries", "brake",
+    "lift_taint", "timezone", "registries", "brake", "prometheus_url",
 )  # fmt: skip
 
 
@@ -319,6 +364,8 @@ def _check(values: Mapping[str, Any], mistakes: list[str]) -> None:
         mistakes.append("resolve_seconds must be at least 10s: S3 and registries are asked that often")
     if values.get("connections", 8) < 1 or values.get("max_pulls", 2) < 1:
         mistakes.append("connections and max_pulls must be at least 1")
+    if values.get("history_seconds", 3600.0) < 5:
+        mistakes.append("history_seconds must be at least 5s: each time the histories of all endpoints go into etcd")
     if not 0.5 <= values.get("gpu_timeout_seconds", 10.0) <= 12:
         mistakes.append(
             "gpu_timeout_seconds must be between 0.5s and 12s: a cycle may take it twice, and readiness rests on 30 s"

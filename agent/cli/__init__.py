@@ -18,6 +18,7 @@ COMMANDS = {
     "wait": "wait in an init container until this pod's models are here",
     "status": "show what is warm, on this node or in the fleet, and why",
     "plan": "show what would happen when, and why, without doing it",
+    "history": "show when an endpoint had requests, as the planner remembers it",
     "models": "list, verify, remove or pin the model versions on this machine",
     "image": "prove, warm or pin an image in this node's containerd",
     "hydrate": "download a model from S3, every byte checked",

@@ -132,8 +132,6 @@ class _Reader:
         for key in sorted(self.written):
             if key in _WORDS:
                 self._check_word(key, *_WORDS[key])
-            elif key == "history":
-                self.note(ProblemKind.NOT_SUPPORTED, key, "not supported by this version: demand is not learned yet")
         unknown = sorted(self.written.keys() - set(KEYS))
         for key in unknown[:_TOLD_UNKNOWN]:
             self.note(ProblemKind.UNKNOWN_KEY, cut(key, 80), _unknown(key))
@@ -164,6 +162,7 @@ def _read(reader: _Reader, workload: WorkloadView, key: EndpointKey, defaults: D
         gpus=_gpus(workload.spec),
         container=reader.value("container", lambda text: _container(text, workload.spec), ""),
         metrics=reader.value("metrics", values.metrics, ""),
+        history=reader.value("history", values.history, ""),
         spec=workload.spec,
     )
 

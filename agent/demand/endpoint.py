@@ -53,6 +53,7 @@ class Endpoint:
     gpus: int = 0  # what one pod needs at a time
     container: str = ""  # the serving container, "" to find it
     metrics: str = ""  # "port/path", "" to find it
+    history: str = ""  # PromQL that tells of its requests, "" for what its kind of workload offers
     spec: PodSpecView = field(default_factory=PodSpecView)
 
     @property

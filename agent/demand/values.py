@@ -16,6 +16,7 @@ MAX_ITEMS = 50  # models or images of one endpoint: as many as a NodeWarmup take
 MAX_SCHEDULES = 16  # each may fire every minute, which costs the planner about 20 ms a cycle
 MAX_LEAD = timedelta(days=1)
 _MAX_CRON = 200  # characters of one expression
+_MAX_QUERY = 4000  # characters of PromQL
 _CONTAINER = re.compile(r"[a-z0-9]([a-z0-9\-]{0,61}[a-z0-9])?")
 _METRICS = re.compile(r"([0-9]{1,5})(/[\x21-\x7e]{0,200})")
 _ANY_DAY = datetime(2024, 1, 1, tzinfo=UTC)
@@ -97,6 +98,14 @@ def metrics(text: str) -> str:
     if not found or not 1 <= int(found[1]) <= 65535:
         raise Invalid(f"{cut(text, 80)!r} is not port/path: write it like 8000/metrics")
     return f"{int(found[1])}{found[2]}"
+
+
+def history(text: str) -> str:
+    """Parse PromQL, or `auto` (""); whether Prometheus takes it shows when it is asked."""
+    query = text.strip()
+    if not query or len(query) > _MAX_QUERY or not all(c.isprintable() or c.isspace() for c in query):
+        raise Invalid(f"{cut(text, 80)!r} is neither auto nor PromQL of at most {_MAX_QUERY} characters")
+    return "" if query == "auto" else query
 
 
 def word(text: str, *words: str) -> str:

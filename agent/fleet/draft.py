@@ -66,6 +66,7 @@ class Draft:
     models: Mapping[ModelUri, tuple[Window, ...]] = field(default_factory=dict)
     images: Mapping[ImageRef, tuple[Window, ...]] = field(default_factory=dict)
     endpoints: int = 0
+    declared: tuple[Endpoint, ...] = ()
     windows: Mapping[EndpointKey, tuple[Window, ...]] = field(default_factory=dict)  # of all endpoints, placed or not
     used: frozenset[EndpointKey] = frozenset()  # those that have pods now
     misses: Mapping[EndpointKey, timedelta] = field(default_factory=dict)  # by how much next windows will be late
@@ -126,6 +127,7 @@ class Drafter:
             models=self._needed((e.key, tuple(m.uri for m in e.models)) for e in endpoints),
             images=self._needed((e.key, tuple(i for i in e.images if not i.digest)) for e in endpoints),
             endpoints=len(endpoints),
+            declared=tuple(endpoints),
             windows={key: dated.windows for key, dated in self._windows.items()},
             used=frozenset(r.key for w, r in self._readings.values() if r.key and w.running),
             misses={key: some[0].late.by for key, some in ahead.misses.items()},

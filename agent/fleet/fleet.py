@@ -17,6 +17,7 @@ from agent.core.refs import ModelUri
 from agent.core.service import Relay, Service, forever
 from agent.demand.endpoint import DemandDefaults
 from agent.fleet.draft import Drafter
+from agent.fleet.history import HistoryKeeper, HistoryReport
 from agent.fleet.ledger import Ledger
 from agent.fleet.ledger_keeper import LedgerKeeper
 from agent.fleet.planner import Forecast, Planner, Plans
@@ -52,6 +53,7 @@ class Fleet:
         self.publishing: Latest[PublishReport] = Latest(PublishReport())
         self.forecast: Latest[Forecast] = Latest(Forecast())
         self.ledger: Latest[Ledger] = Latest(Ledger())
+        self.history: Latest[HistoryReport] = Latest(HistoryReport())
         self.leading: Latest[bool] = Latest(False)
         self._api, self._settings, self._identity, self._clock = api, settings, identity, clock
         self._models, self._images = models, images
@@ -112,6 +114,7 @@ class Fleet:
             digest, size_bytes, files = await self._models.resolve(uri)
             return ResolvedModel(digest=digest, size_bytes=size_bytes, files=files)
 
+        history = HistoryKeeper(self._api, s, sources, plans.endpoints, self.history, clock=clock)
         return [
             Planner(sources, plans, drafter, clock=clock, ready=swept.wait),
             Resolver(
@@ -132,6 +135,8 @@ class Fleet:
             ),
             Publisher(self._api, sources, plans.desired, self.publishing, clock=clock),
             self._events(plans.standing),
+            history,
+            self._events(history.refused),
         ]
 
     def _brake_alarm(self) -> list[Service]:

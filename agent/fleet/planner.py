@@ -13,6 +13,7 @@ from agent.core.assignment import Assignment, Window
 from agent.core.clock import Clock
 from agent.core.latest import Latest, Signal
 from agent.core.refs import EndpointKey, ImageRef, ModelUri
+from agent.demand.endpoint import Endpoint
 from agent.fleet.draft import Draft, Drafter
 from agent.fleet.ledger import Ledger, ready_endpoints, settled
 from agent.fleet.resolutions import Resolution, Resolutions, ResolvedModel
@@ -45,6 +46,7 @@ class Plans:
     standing: Latest[Collection[Announcement]] = field(default_factory=lambda: Latest(frozenset()))
     forecast: Latest[Forecast] = field(default_factory=lambda: Latest(Forecast()))
     ledger: Latest[Ledger] = field(default_factory=lambda: Latest(Ledger()))
+    endpoints: Latest[tuple[Endpoint, ...] | None] = field(default_factory=lambda: Latest(None))
 
 
 class Planner:
@@ -109,6 +111,7 @@ class Planner:
         self._plans.image_wants.set(draft.images)
         self._plans.standing.set(draft.announcements)
         self._plans.forecast.set(Forecast(late=draft.misses, slow_nodes=len(draft.slow_nodes)))
+        self._plans.endpoints.set(draft.declared)
         self._plans.desired.set(draft.assignments)
 
 

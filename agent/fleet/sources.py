@@ -35,6 +35,11 @@ class Sources:
         """True once everything a plan rests on has been listed completely."""
         return all(cell.get().synced for cell in self._planned())
 
+    @property
+    def current(self) -> bool:
+        """True while all of that is what the API server says now."""
+        return all(cell.get().current for cell in self._planned())
+
     def attach(self, signal: Signal) -> None:
         """Have `signal` fired by every change that a plan rests on."""
         for cell in self._planned():

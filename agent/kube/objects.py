@@ -250,6 +250,17 @@ class ConfigMapView:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BinaryView:
+    """A ConfigMap by what it holds as binary; `texts` are the keys of the rest."""
+
+    namespace: str
+    name: str
+    resource_version: str = field(default="", compare=False)
+    binary: Mapping[str, bytes] = field(default_factory=dict)
+    texts: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DaemonSetView:
     """A DaemonSet: what it mounts of the node tells what it is. `owner` is KIND/NAME of what made it, "" for a person."""
 

@@ -5,6 +5,7 @@ A field of an unexpected type counts as absent, so that one odd object never sto
 
 from __future__ import annotations
 
+import base64
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -16,6 +17,7 @@ from agent.core.errors import Invalid
 from agent.core.inventory import ImageLevel, ModelLevel
 from agent.kube.memory import pod_memory_request
 from agent.kube.objects import (
+    BinaryView,
     Condition,
     ConfigMapView,
     ContainerStatusView,
@@ -200,6 +202,18 @@ def parse_configmap(item: Json) -> ConfigMapView:
     )
 
 
+def parse_binary(item: Json) -> BinaryView:
+    """Parse a ConfigMap for its binary data."""
+    meta = _map(item, "metadata")
+    return BinaryView(
+        namespace=_text(meta, "namespace"),
+        name=_text(meta, "name"),
+        resource_version=_text(meta, "resourceVersion"),
+        binary={k: _bytes(v) for k, v in _texts(item, "binaryData").items()},
+        texts=tuple(_texts(item, "data")),
+    )
+
+
 def parse_daemonset(item: Json) -> DaemonSetView:
     """Parse a DaemonSet."""
     meta = _map(item, "metadata")
@@ -327,6 +341,13 @@ def _text(item: Json, key: str) -> str:
 
 def _texts(item: Json, key: str) -> Mapping[str, str]:
     return {str(k): str(v) for k, v in _map(item, key).items()}
+
+
+def _bytes(text: str) -> bytes:
+    try:
+        return base64.b64decode(text, validate=True)
+    except ValueError:
+        return b""
 
 
 def _whole(item: Json, key: str) -> int:

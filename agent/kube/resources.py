@@ -7,6 +7,7 @@ from dataclasses import replace
 from agent.core.names import GROUP, VERSION
 from agent.kube.api import Resource
 from agent.kube.objects import (
+    BinaryView,
     ConfigMapView,
     DaemonSetView,
     EventView,
@@ -20,6 +21,7 @@ from agent.kube.objects import (
     WorkloadView,
 )
 from agent.kube.parse import (
+    parse_binary,
     parse_configmap,
     parse_daemonset,
     parse_event,
@@ -38,6 +40,7 @@ NODES: Resource[NodeView] = Resource(group="api/v1", plural="nodes", parse=parse
 PODS: Resource[PodView] = Resource(group="api/v1", plural="pods", parse=parse_pod)
 EVENTS: Resource[EventView] = Resource(group="api/v1", plural="events", parse=parse_event)
 CONFIGMAPS: Resource[ConfigMapView] = Resource(group="api/v1", plural="configmaps", parse=parse_configmap)
+BINARIES: Resource[BinaryView] = Resource(group="api/v1", plural="configmaps", parse=parse_binary)
 LEASES: Resource[LeaseView] = Resource(group="apis/coordination.k8s.io/v1", plural="leases", parse=parse_lease)
 DEPLOYMENTS: Resource[WorkloadView] = Resource(
     group="apis/apps/v1", plural="deployments", parse=workload_parser("apps/v1", "Deployment")

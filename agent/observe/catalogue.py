@@ -142,13 +142,22 @@ WINDOWS_ENDED = _counter(
     *ENDPOINT_LABELS,
     "outcome",
 )
+HISTORY_ENDPOINTS = _gauge("prewarm_history_endpoints", "Endpoints with a history of requests")
+HISTORY_KNOWN = _gauge("prewarm_history_known_ratio", "How much of their last seven days is known")
+HISTORY_WRITTEN = _gauge("prewarm_history_written_timestamp_seconds", "When histories were last written; absent before")
+HISTORY_FAILURES = _counter(
+    "prewarm_history_failures_total",
+    "Histories not written, ConfigMaps that hold none, questions to Prometheus without an answer: write, shard, read",
+    "what",
+)
 
 FED = (COLD_START_TOTAL, IMAGE_PULL, MODEL_LOAD, PULL_TRANSFER, PULLED_BYTES, IMAGES_LOST, HYDRATION, HYDRATED_BYTES, XIDS, GPU_TESTS,
        API_WRITES, CLAIMS, WITHDRAWALS, MEMORY_RELEASES, WINDOW_LATENESS, WINDOWS_MISSED)  # fmt: skip
 READ = (ENDPOINT_READY, MODEL_BYTES, COMMITTED_BYTES, RESIDENT_BYTES, IMAGES, PINNED, MODELS, GPU_VERDICT, GPUS, GPU_STATE, GPU_REASON,
         STORE_USED, STORE_FREE, STORE_CAPACITY, SCRUBBED, BAD_PARTS, REPAIRS, SCRUB_AGE, MEMORY_HELD, MEMORY_BUDGET, HEARTBEAT_AGE, BUILD, HYDRATION_RATE,
         HYDRATION_QUEUE, HYDRATION_ETA, PARTS)  # fmt: skip
-PLANNER = (LEADING, HELD, BRAKED, WITHDRAWN, PUBLISHED, UNPUBLISHED, SLOW_NODES, WINDOW_LATE_AHEAD, WINDOWS_ENDED)
+PLANNER = (LEADING, HELD, BRAKED, WITHDRAWN, PUBLISHED, UNPUBLISHED, SLOW_NODES, WINDOW_LATE_AHEAD, WINDOWS_ENDED,
+           HISTORY_ENDPOINTS, HISTORY_KNOWN, HISTORY_WRITTEN, HISTORY_FAILURES)  # fmt: skip
 CATALOGUE: tuple[Metric, ...] = FED + READ + PLANNER
 # What a person looks at first.
 FIRST = (COLD_START_TOTAL, IMAGE_PULL, MODEL_LOAD, HYDRATION, HYDRATED_BYTES, WINDOW_LATENESS, WINDOWS_MISSED, ENDPOINT_READY,

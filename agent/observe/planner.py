@@ -30,6 +30,10 @@ class PlannerState:
     late: Callable[[], Mapping[EndpointKey, timedelta]] = dict
     slow: Callable[[], int] = int
     ended: Callable[[], Mapping[tuple[EndpointKey, str], int]] = dict
+    histories: Callable[[], int] = int
+    history_known: Callable[[], float] = float
+    history_written: Callable[[], float | None] = lambda: None
+    history_failures: Callable[[], Mapping[str, int]] = dict
 
 
 class PlannerCollector(Collector):
@@ -59,6 +63,19 @@ class PlannerCollector(Collector):
         for (key, outcome), count in state.ended().items():
             windows.add_metric((key.namespace, key.name, outcome), count)
         yield windows
+        yield from self._histories()
+
+    def _histories(self) -> Iterable[Family]:
+        state, failed = self._state, catalogue.HISTORY_FAILURES
+        yield _family(catalogue.HISTORY_ENDPOINTS, state.histories())
+        if state.histories():
+            yield _family(catalogue.HISTORY_KNOWN, state.history_known())
+        if (written := state.history_written()) is not None:
+            yield _family(catalogue.HISTORY_WRITTEN, written)
+        failures = CounterMetricFamily(failed.name.removesuffix("_total"), failed.help, labels=failed.labels)
+        for what, count in state.history_failures().items():
+            failures.add_metric((what,), count)
+        yield failures
 
 
 def _family(metric: Metric, value: float) -> Family:

@@ -103,6 +103,7 @@ NEEDS = {
     ),
     "s3": Need(programs=("versitygw",), root=False),
     "bench": Need(packages=("awscli", "curl", "fuse3", "gcc", "libc6-dev"), programs=("s5cmd", "versitygw")),
+    "prometheus": Need(newer=(("bookworm", "prometheus"),), root=False),
     "gpu": Need(packages=("gcc", "libc6-dev")),
     "lazy": Need(
         packages=_CLUSTER.packages, programs=(*_CLUSTER.programs, "containerd-stargz-grpc"), newer=_CLUSTER.newer

@@ -3,6 +3,7 @@
     python3 -m tests.bed.provision --cluster      everything for the bed
     python3 -m tests.bed.provision --s3           versitygw only: no root needed
     python3 -m tests.bed.provision --images       containerd in four versions, a registry and buildah, for the tests of images without a cluster
+    python3 -m tests.bed.provision --prometheus   a Prometheus, for the tests of histories
     python3 -m tests.bed.provision --gpu          a C compiler, for the stub libnvidia-ml.so.1
     python3 -m tests.bed.provision --bench        the peers of `make bench-hydrate`, and a C compiler
     python3 -m tests.bed.provision --lazy         --cluster, and the stargz snapshotter

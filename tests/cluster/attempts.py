@@ -15,6 +15,7 @@ from tests.bed import JSON_PATCH, MERGE_PATCH, STRATEGIC_PATCH, Api, ApiError, O
 
 WARMUPS = "/apis/prewarm.dev/v1alpha1/nodewarmups"
 NODES = "/api/v1/nodes"
+CONFIGMAPS = "/api/v1/namespaces/{namespace}/configmaps"
 TAINT = {"key": "prewarm.dev/not-ready", "effect": "NoSchedule"}
 
 
@@ -28,7 +29,7 @@ class Answer(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attempt:
-    """One request; `{own}` and `{other}` in `path` become node names."""
+    """One request; `{own}` and `{other}` in `path` become node names, `{namespace}` becomes prewarm's."""
 
     what: str
     answer: Answer
@@ -37,9 +38,9 @@ class Attempt:
     method: str = "PATCH"
     content: str = MERGE_PATCH
 
-    def make(self, api: Api, own: str, other: str) -> tuple[Answer | int, str]:
+    def make(self, api: Api, own: str, other: str, namespace: str) -> tuple[Answer | int, str]:
         """Try; returns the answer (another HTTP status as it is) and the server's words."""
-        path = self.path.format(own=own, other=other)
+        path = self.path.format(own=own, other=other, namespace=namespace)
         try:
             if self.method == "PATCH":
                 api.patch(path, self.body, self.content)
@@ -82,6 +83,11 @@ def _ops(what: str, answer: Answer, *ops: Object) -> Attempt:
 
 def _warmup(what: str, answer: Answer, name: str, body: Object, *, status: bool = False) -> Attempt:
     return Attempt(what=what, answer=answer, path=f"{WARMUPS}/{name}" + ("/status" if status else ""), body=body)
+
+
+def _configmap(what: str, answer: Answer, name: str) -> Attempt:
+    body = {"metadata": {"name": name}, "binaryData": {"history": ""}}
+    return Attempt(what=what, answer=answer, path=f"{CONFIGMAPS}?dryRun=All", body=body, method="POST")
 
 
 def _add(taint: Object) -> Object:
@@ -198,6 +204,16 @@ PLANNER: tuple[Attempt, ...] = (
         "{own}",
         {"metadata": {"ownerReferences": [{"apiVersion": "v1", "kind": "ConfigMap", "name": "x", "uid": "x"}]}},
     ),
+    _configmap("makes a history", OK, "prewarm-history-15"),
+    _configmap("makes a history of a lookalike name", POLICY, "prewarm-history-15-mine"),
+    _configmap("makes a ConfigMap that it does not keep", POLICY, "prewarm-settings-mine"),
+    Attempt(
+        what="changes the settings",
+        answer=RBAC,
+        path=f"{CONFIGMAPS}/prewarm-settings",
+        body={"data": {"PREWARM_SOURCES": "*=s3://any/"}},
+    ),
+    Attempt(what="deletes a history", answer=RBAC, path=f"{CONFIGMAPS}/prewarm-history-0", body=None, method="DELETE"),
     Attempt(what="deletes a NodeWarmup", answer=RBAC, path=f"{WARMUPS}/{{own}}", body=None, method="DELETE"),
 )
 

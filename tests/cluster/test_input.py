@@ -37,10 +37,10 @@ BAD: dict[str, tuple[dict[str, str], str, str, tuple[str, ...]]] = {
     "bad-path": (SELDOM | {"prewarm.dev/models": "s3://models/../x"}, IMAGE, "Invalid", ("models", "s3://models/../x")),
     "unknown-key": (SELDOM | {"prewarm.dev/shedule": "x"}, IMAGE, "UnknownKey", ("shedule", "prewarm.dev/schedule")),
     "later-key": (
-        SELDOM | {"prewarm.dev/history": "up"},
+        SELDOM | {"prewarm.dev/predict": "on"},
         IMAGE,
         "NotSupported",
-        ("history", "not supported by this version"),
+        ("predict", "'on'", "not supported"),
     ),
     "later-word": (
         SELDOM | {"prewarm.dev/layout": "triton"},

@@ -64,7 +64,7 @@ class Stage:
 
     def wrong(self, api: Api, attempts: tuple[Attempt, ...]) -> list[str]:
         """The attempts that were not answered as they should be."""
-        answers = [(a, *a.make(api, self.own, self.other)) for a in attempts]
+        answers = [(a, *a.make(api, self.own, self.other, self.namespace)) for a in attempts]
         return [f"{a.what}: {found}, not {a.answer}: {words}" for a, found, words in answers if found is not a.answer]
 
 
@@ -134,7 +134,7 @@ def test_the_type_checker_has_nothing_against_any_policy(stage: Stage) -> None:
     names += [
         p["metadata"]["name"] for p in documents(PROJECT / "deploy/policies/planner.yaml") if "Binding" not in p["kind"]
     ]
-    assert len(names) == 4
+    assert len(names) == 5
     assert {name: type_warnings(stage.bed, name) for name in names} == {name: [] for name in names}
 
 

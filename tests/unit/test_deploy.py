@@ -11,6 +11,8 @@ import yaml
 
 from agent.core import names
 from agent.core.inventory import GpuVerdict
+from agent.demand.history_shards import SHARDS
+from agent.fleet.history_store import shard_name
 from agent.node.readiness import readiness
 from tests.fakes.virtual_time import START
 from tests.unit.node.making import assigned, warm
@@ -39,6 +41,11 @@ GRANTED: dict[tuple[str, str, str], str] = {
         "",
     ): "list watch create",  # fleet/calendars, ledger_keeper, in its own namespace
     ("Role/prewarm-planner", "configmaps", "prewarm-ledger"): "get patch",  # fleet/ledger_keeper
+    (
+        "Role/prewarm-planner",
+        "configmaps",
+        ",".join(map(shard_name, range(SHARDS))),
+    ): "get update",  # fleet/history_store
     ("Role/prewarm-planner", "coordination.k8s.io/leases", ""): "create",  # kube/lease
     ("Role/prewarm-planner", "coordination.k8s.io/leases", "prewarm-planner"): "get update",
 }
@@ -98,7 +105,7 @@ def test_the_resources_with_a_status_are_covered_with_it() -> None:
     for name, spec in policies().items():
         (rule,) = spec["matchConstraints"]["resourceRules"]
         kind = name.rpartition("-")[2]
-        assert rule["resources"] == [kind, f"{kind}/status"]
+        assert rule["resources"] == ([kind] if kind == "configmaps" else [kind, f"{kind}/status"])
         assert rule["operations"] == ["CREATE", "UPDATE", "DELETE"]
 
 

@@ -101,6 +101,13 @@ def test_good_values_are_read(name: str, text: str, value: object) -> None:
         ("sources", "team-a"),
         ("sources", "team-a=s3://models/file.bin"),
         ("resolve_seconds", "0s"),
+        ("prometheus_url", "prometheus:9090"),
+        ("prometheus_url", "http://[::1"),
+        ("prometheus_url", "http://host:port"),
+        ("prometheus_url", "http://host/?x=1"),
+        ("history_queries", "vlm=up"),
+        ("history_queries", "vllm="),
+        ("history_seconds", "1s"),
         ("sources", "team-a=s3://models/x/?include=a"),
     ],
 )
@@ -142,6 +149,22 @@ def test_a_file_that_is_no_settings_file_is_told_by_name(tmp_path: Path, content
 
 def test_a_missing_file_is_told_by_name(tmp_path: Path) -> None:
     assert str(tmp_path / "none") in refusal(config=str(tmp_path / "none"))
+
+
+def test_a_password_in_an_address_is_refused_and_not_shown() -> None:
+    told = refusal({"PREWARM_PROMETHEUS_URL": "http://me:secret@host:9090"})
+    assert "prometheus_token_file" in told
+    assert "secret" not in told
+
+
+@pytest.mark.parametrize(
+    "written",
+    ["history_queries: {vllm: 'a{b=\"c\"}', istio: d}", 'history_queries: |\n  vllm=a{b="c"}\n\n  istio = d\n'],
+)
+def test_queries_may_be_written_as_lines_or_mapping(tmp_path: Path, written: str) -> None:
+    file = tmp_path / "settings.yaml"
+    file.write_text(written)
+    assert load(config=str(file)).history_queries == {"vllm": 'a{b="c"}', "istio": "d"}
 
 
 SOURCES = (
