@@ -143,6 +143,7 @@ async def compose_agent(process: Process) -> None:
             version=importlib.metadata.version("prewarm"),
             parts=models.parts,
             care=models.care,
+            sources=containerd.received if containerd else dict,
         ),
         process.registry,
     )

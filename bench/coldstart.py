@@ -144,18 +144,23 @@ def make_cold(bed: Bed, patch: Object) -> None:
 def make_start_state(bed: Bed, start: str, warm_node: str, cold_node: str) -> None:
     """Bring about what the start's name promises, and nothing of the start before."""
     if start == "cold":
-        references = bed.exec(cold_node, ["ctr", "-n", "k8s.io", "images", "ls"]).splitlines()
-        digests = {line.split()[2] for line in references if line.startswith("registry.bed/bench-server")}
-        for line in references:
-            if line.split()[2] in digests:
-                bed.exec(cold_node, ["ctr", "-n", "k8s.io", "images", "rm", "--sync", line.split()[0]])
-        time.sleep(2)  # containerd's collector runs a moment later; a "cold" pull would find the layers
+        forget_image(bed, cold_node, SERVER.partition(":")[0])
         return
     os.sync()  # what the start before wrote and deleted is not written while this one reads
     time.sleep(SETTLE_SECONDS)
     root = bed.disk(warm_node) / "var/lib/prewarm"
     for directory in (root / "store", root / "bench-floor"):
         drop_page_cache(directory)
+
+
+def forget_image(bed: Bed, node: str, repository: str) -> None:
+    """Remove an image from a node under all its names, and return when its layers are gone too."""
+    references = bed.exec(node, ["ctr", "-n", "k8s.io", "images", "ls"]).splitlines()
+    digests = {line.split()[2] for line in references if line.startswith((f"{repository}:", f"{repository}@"))}
+    names = [line.split()[0] for line in references if line.split()[2] in digests]
+    if names:
+        bed.exec(node, ["ctr", "-n", "k8s.io", "images", "rm", "--sync", *names])
+        time.sleep(2)  # containerd's collector runs a moment later; a "cold" pull would find the layers
 
 
 def seconds_to_first_answer(bed: Bed, name: str) -> float:

@@ -92,10 +92,14 @@ async def _run(act: str, refs: list[ImageRef], settings: Settings, *, as_json: b
 
 async def _act(act: str, node: _Node, ref: ImageRef) -> Proof:
     """Do it; returns the proof afterwards."""
+    from agent.images.sources import told
+
     proof = await _prove(node, ref)
     if act == "warm" and not proof.level.warm:
         print(f"{ref}: pulling, {(await node.client.way(str(ref), '')).reason}", file=sys.stderr)
         await node.client.pull(str(ref), "")
+        if source := told(node.client.sources(str(ref))):
+            print(f"{ref}: {source}", file=sys.stderr)
         return await _prove(node, ref)
     if act in ("pin", "unpin"):
         await node.client.keep(proof.image_id, pinned=act == "pin")

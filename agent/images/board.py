@@ -14,7 +14,7 @@ from agent.core.latest import Latest
 from agent.core.refs import ImageRef
 from agent.images.progress import Bytes
 from agent.images.prove import Proof, record_name
-from agent.images.states import Failure, PinNote, image_state, with_pin
+from agent.images.states import Failure, PinNote, image_state, with_pin, with_source
 
 log = structlog.get_logger(__name__)
 
@@ -31,6 +31,7 @@ class Board:
         self._pulling: dict[ImageRef, Bytes] = {}
         self._failures: dict[ImageRef, Failure] = {}
         self._pins: Mapping[ImageRef, PinNote] = {}
+        self._sources: dict[ImageRef, str] = {}
 
     def proof(self, ref: ImageRef) -> Proof | None:
         """Return what the last cycle found, None if it has not looked at this image yet."""
@@ -58,6 +59,7 @@ class Board:
         self._proofs = {ref: _GONE if record_name(ref) in gone else proofs[ref] for ref in self._wants}
         self._pulling = {r: b for r, b in self._pulling.items() if not b.interrupted or r in self._wants}
         self._failures = {r: f for r, f in self._failures.items() if r in self._wants and not self.unpacked(r)}
+        self._sources = {r: text for r, text in self._sources.items() if r in self._wants}
         self._publish()
 
     def deleted(self, name: str) -> list[ImageRef]:
@@ -84,6 +86,11 @@ class Board:
         """Return how far the pull was when last looked at."""
         return self._pulling.get(ref)
 
+    def came(self, ref: ImageRef, text: str) -> None:
+        """Note where an image came from, in a few words."""
+        self._sources[ref] = text
+        self._publish()
+
     def pins_are(self, notes: Mapping[ImageRef, PinNote]) -> None:
         """Note which images are pinned."""
         if notes != self._pins:
@@ -103,7 +110,11 @@ class Board:
         before = self._images.get()
         states = {
             ref: with_pin(
-                image_state(ref, proof, self._pulling.get(ref), self.failure(self._wants[ref])), self._pins.get(ref)
+                with_source(
+                    image_state(ref, proof, self._pulling.get(ref), self.failure(self._wants[ref])),
+                    self._sources.get(ref, ""),
+                ),
+                self._pins.get(ref),
             )
             for ref, proof in self._proofs.items()
             if ref in self._wants

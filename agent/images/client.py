@@ -18,6 +18,7 @@ from agent.images.challenge import Credentials
 from agent.images.daemon import Daemon, Way, pull_way
 from agent.images.disk import Disk, read_disk
 from agent.images.faults import Fault, PermanentFault, TransientFault, failure
+from agent.images.hosts import RegistryHost, registry_hosts
 from agent.images.keyring import Keyring
 from agent.images.layout import LIMIT_BYTES, parse_document, pick_manifest, this_architecture
 from agent.images.lazy import Served, served_layers
@@ -28,6 +29,7 @@ from agent.images.records import Record, Records
 from agent.images.registry import RegistryResolver
 from agent.images.rpc import NAMESPACE, Rpc
 from agent.images.runtime import Change, ImageEvent, Pin
+from agent.images.sources import Sources
 from agent.images.transfer import PULL_SECONDS, Transfers
 from agent.pb.containerd import content_pb2, events_pb2, images_pb2, snapshots_pb2, types_pb2, version_pb2
 from agent.pb.cri import runtime_pb2
@@ -55,6 +57,8 @@ class ContainerdClient:
         self._records = Records(self._rpc)
         self._daemon: Daemon | None = None
         self._looking: asyncio.Future[Mapping[str, Served]] | None = None
+        self._sources = Sources()
+        self._came: dict[str, Mapping[str, int]] = {}
         self._refusals: dict[str, str] = {}  # registry hosts that the transfer service will not do for, and why
 
     async def close(self) -> None:
@@ -135,6 +139,21 @@ class ContainerdClient:
     async def pull(self, name: str, handler: str) -> None:
         """See `Puller.pull`."""
         way = await self.way(name, handler)
+        daemon, host = await self.daemon(), parse_image_ref(name).host
+        hosts = await asyncio.to_thread(_hosts, daemon, host)
+        async with self._sources.counting(daemon.root.parent, hosts) as found:
+            self._came[name] = found
+            await self._pull(way, name, handler)
+
+    def sources(self, name: str) -> Mapping[str, int]:
+        """See `Puller.sources`."""
+        return self._came.pop(name, {})
+
+    def received(self) -> Mapping[str, int]:
+        """Return what pulls have received so far, by the kind of its source."""
+        return self._sources.received()
+
+    async def _pull(self, way: Way, name: str, handler: str) -> None:
         if not way.resumable:
             await self._pull_as_kubelet(name, handler)
             return
@@ -314,6 +333,15 @@ class ContainerdClient:
                 return None
             raise
         return answer.info.size
+
+
+def _hosts(daemon: Daemon, host: str) -> tuple[RegistryHost, ...]:
+    """Return where images of a registry may come from; nothing where that cannot be told."""
+    roots = daemon.roots_for(host)
+    try:
+        return registry_hosts(daemon.root / (roots[0] if roots else "nowhere").lstrip("/"), host, "pull")
+    except Permanent:  # containerd itself will say what is wrong with it
+        return ()
 
 
 def _is_id(record: Record) -> bool:

@@ -29,8 +29,13 @@ class RegistryHost:
     query: str = ""
 
 
-def registry_hosts(directory: Path, host: str) -> tuple[RegistryHost, ...]:
-    """Return the places to ask for images of `host`, in order; at least one. Reads files: not for the event loop.
+def registry_hosts(directory: Path, host: str, capability: str = "resolve") -> tuple[RegistryHost, ...]:
+    """Return the places to ask for images of `host`, mirrors first, the registry itself last. Reads files: not for the event loop.
+
+    Args:
+        directory: a hosts.toml directory.
+        host: as image names have it.
+        capability: what is asked of a mirror, `resolve` or `pull`.
 
     Raises:
         Permanent: a hosts.toml is malformed.
@@ -48,7 +53,7 @@ def registry_hosts(directory: Path, host: str) -> tuple[RegistryHost, ...]:
     if not isinstance(mirrors, Mapping) or not isinstance(server, str):
         raise Permanent(f"cannot read {file}: [host] must be tables and server a URL")
     try:
-        hosts = [_host(file, url, table, host) for url, table in mirrors.items() if _resolves(table)]
+        hosts = [_host(file, url, table, host) for url, table in mirrors.items() if _can(table, capability)]
         return tuple(dict.fromkeys([*hosts, _host(file, server, content, host)]))
     except (ValueError, TypeError) as error:  # an address that is none, capabilities that are no list
         raise Permanent(f"cannot read {file}: {error}") from error
@@ -74,8 +79,8 @@ def _candidates(directory: Path, host: str) -> Iterator[Path]:
         yield directory / f"{each}.toml"
 
 
-def _resolves(table: object) -> bool:
-    return isinstance(table, Mapping) and "resolve" in table.get("capabilities", ("resolve",))
+def _can(table: object, capability: str) -> bool:
+    return isinstance(table, Mapping) and capability in table.get("capabilities", (capability,))
 
 
 def _host(file: Path, url: str, table: Mapping[str, object], host: str) -> RegistryHost:

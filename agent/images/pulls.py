@@ -23,6 +23,7 @@ from agent.images.faults import Fault, PermanentFault, TransientFault
 from agent.images.progress import Bytes, Progress
 from agent.images.prove import Prover
 from agent.images.runtime import PullRuntime
+from agent.images.sources import told
 from agent.images.states import Failure, fault_of, kept_waiting, next_backoff
 from agent.plan.decision import PullStep
 
@@ -140,6 +141,9 @@ class Pulls:
             await self._pull(tasks, step)
             size_bytes = await self._check(want)
             outcome = "ok"
+            if source := told(self._puller.sources(str(want.ref))):
+                log.info("image came", image=str(want.ref), source=source)
+                self._board.came(want.ref, source)
         except (Transient, Permanent) as error:
             outcome = self._failed(want, await self._with_wait(want, error))
         finally:

@@ -83,6 +83,10 @@ class Puller(Protocol):
         """Return how many seconds the registry asks to wait with this image, 0 where it does not say."""
         ...
 
+    def sources(self, name: str) -> Mapping[str, int]:
+        """Return where the last pull of an image came from, as bytes by place, once; nothing where that is not known."""
+        ...
+
     async def release(self, name: str) -> None:
         """Let go of what an unfinished pull has kept."""
         ...

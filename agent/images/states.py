@@ -94,6 +94,11 @@ def image_state(ref: ImageRef, proof: Proof, pulling: Bytes | None, failure: Fai
     )
 
 
+def with_source(state: ImageState, text: str) -> ImageState:
+    """Say of an image that is here where it came from, if that is known."""
+    return replace(state, reason=f"{state.reason}; {text}") if text and state.level.warm else state
+
+
 def with_pin(state: ImageState, note: PinNote | None) -> ImageState:
     """Say of an image that is here whether it is pinned."""
     if note is None or not state.level.warm:

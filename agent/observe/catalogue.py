@@ -58,6 +58,11 @@ PULL_TRANSFER = Metric(
     buckets=TRANSFER_BUCKETS,
 )
 PULLED_BYTES = _counter("prewarm_image_pulled_bytes_total", "Compressed bytes of images that prewarm pulled")
+SOURCE_BYTES = _counter(
+    "prewarm_image_source_bytes_total",
+    "Bytes that containerd received while prewarm pulled images, from: mirror, registry, elsewhere (redirects, proxies)",
+    "source",
+)
 IMAGES_LOST = _counter("prewarm_images_lost_total", "Warm images that somebody else removed while they were wanted")
 HYDRATION = Metric(
     name="prewarm_hydration_seconds",
@@ -155,7 +160,7 @@ FED = (COLD_START_TOTAL, IMAGE_PULL, MODEL_LOAD, PULL_TRANSFER, PULLED_BYTES, IM
        API_WRITES, CLAIMS, WITHDRAWALS, MEMORY_RELEASES, WINDOW_LATENESS, WINDOWS_MISSED)  # fmt: skip
 READ = (ENDPOINT_READY, MODEL_BYTES, COMMITTED_BYTES, RESIDENT_BYTES, IMAGES, PINNED, MODELS, GPU_VERDICT, GPUS, GPU_STATE, GPU_REASON,
         STORE_USED, STORE_FREE, STORE_CAPACITY, SCRUBBED, BAD_PARTS, REPAIRS, SCRUB_AGE, MEMORY_HELD, MEMORY_BUDGET, HEARTBEAT_AGE, BUILD, HYDRATION_RATE,
-        HYDRATION_QUEUE, HYDRATION_ETA, PARTS)  # fmt: skip
+        HYDRATION_QUEUE, HYDRATION_ETA, PARTS, SOURCE_BYTES)  # fmt: skip
 PLANNER = (LEADING, HELD, BRAKED, WITHDRAWN, PUBLISHED, UNPUBLISHED, SLOW_NODES, WINDOW_LATE_AHEAD, WINDOWS_ENDED,
            HISTORY_ENDPOINTS, HISTORY_KNOWN, HISTORY_WRITTEN, HISTORY_FAILURES)  # fmt: skip
 CATALOGUE: tuple[Metric, ...] = FED + READ + PLANNER

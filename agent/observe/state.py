@@ -26,7 +26,7 @@ class NodeState:
     """Where the gauges come from; each callable is cheap and is called at every scrape.
 
     `labels` are the node labels that readiness allows now; `ages` the heartbeat ages in seconds by prover; `parts` the ranges
-    of models asked for so far, by outcome; `care` what was done for those that are here.
+    of models asked for so far, by outcome; `sources` the bytes of images received so far, by source; `care` what was done for those that are here.
     """
 
     assignment: Callable[[], Assignment | None]
@@ -36,6 +36,7 @@ class NodeState:
     version: str
     parts: Callable[[], Mapping[str, int]] = dict
     care: Callable[[], StoreCare] = StoreCare
+    sources: Callable[[], Mapping[str, int]] = dict
 
 
 class StateCollector(Collector):
@@ -57,6 +58,7 @@ class StateCollector(Collector):
         yield from _endpoints(endpoints, inventory, self._state.labels())
         yield from _node(inventory)
         yield from _hydration(endpoints, inventory)
+        yield _family(catalogue.SOURCE_BYTES, {(kind,): count for kind, count in self._state.sources().items()})
         yield _family(catalogue.PARTS, {(outcome,): count for outcome, count in self._state.parts().items()})
         yield from _care(self._state.care())
         yield _family(catalogue.HEARTBEAT_AGE, ages)

@@ -124,7 +124,7 @@ class Bed:
         for node in self.nodes:
             self.start_node(node)  # kubelets start before the API server answers, and keep trying
         wait_until(self._registry_answers, 30, f"the registry answers; see {self.work}/log/registry.log")
-        seed.push_program(self.registry_address, "pause", "1", needs.pause())
+        seed.push_program(self.registry_address, "pause", "1", needs.compiled("pause"))
         wait_until(self.api.answers, 120, f"the API server is ready; see {self.work}/log/apiserver.log")
         for node in self.nodes:
             self.wait_ready(node, 120)

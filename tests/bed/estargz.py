@@ -19,9 +19,11 @@ TOC_DIGEST = "containerd.io/snapshot/stargz/toc.digest"
 _NO_PREFETCH = ".no.prefetch.landmark"  # nothing is fetched before it is read
 
 
-def write_estargz(files: Iterable[tuple[str, bytes]], content: IO[bytes]) -> tuple[str, str, int, dict[str, str]]:
-    """Write a layer; returns digest, diff id and size of the blob, and the annotations of its descriptor."""
-    writer = _Writer(content)
+def write_estargz(
+    files: Iterable[tuple[str, bytes]], content: IO[bytes], packing: int = 1
+) -> tuple[str, str, int, dict[str, str]]:
+    """Write a layer, packed at a level of gzip; returns digest, diff id and size, and the annotations of its descriptor."""
+    writer = _Writer(content, packing)
     for name, data in [(_NO_PREFETCH, b"\x0f"), *files]:
         writer.file(name, data)
     toc_digest = writer.end()
@@ -31,8 +33,9 @@ def write_estargz(files: Iterable[tuple[str, bytes]], content: IO[bytes]) -> tup
 class _Writer:
     """Gzip members one after another, each of them noted with its offset where it holds a chunk."""
 
-    def __init__(self, content: IO[bytes]) -> None:
+    def __init__(self, content: IO[bytes], packing: int) -> None:
         self._content = content
+        self._packing = packing
         self._stored, self._plain = hashlib.sha256(), hashlib.sha256()
         self._entries: list[dict[str, Any]] = []
         self.size = 0
@@ -73,7 +76,7 @@ class _Writer:
     def _member(self, data: bytes) -> None:
         self._plain.update(data)
         packed = io.BytesIO()
-        with gzip.GzipFile(fileobj=packed, mode="wb", compresslevel=1, mtime=0) as out:
+        with gzip.GzipFile(fileobj=packed, mode="wb", compresslevel=self._packing, mtime=0) as out:
             out.write(data)
         self._put(packed.getvalue())
 

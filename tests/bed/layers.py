@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import IO, Any, Literal, cast
 
 from tests.bed import noise
@@ -30,6 +31,7 @@ class Layer:
     seed: str
     compression: Compression = "gzip"
     compressible: bool = False  # to about half, else not at all
+    program: Path | None = None  # put in as /NAME, up to the first hyphen of its file name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,12 +52,17 @@ class Blob:
 def write_layer(layer: Layer, content: IO[bytes]) -> Blob:
     """Writes the layer's tar, compressed, to `content`; returns its digests and size."""
     if layer.compression == "estargz":
-        digest, diff_id, size, annotations = write_estargz(_files(layer), content)
+        packing = int(layer.compressible)  # level 0 where there is nothing to gain: ten times as fast
+        digest, diff_id, size, annotations = write_estargz(_files(layer), content, packing)
         return Blob(digest=digest, size=size, diff_id=diff_id, annotations=annotations)
     stored = _Digest(content)
     with _compressor(layer, stored) as compressed:
         plain = _Digest(compressed)
         with tarfile.open(fileobj=cast("IO[bytes]", plain), mode="w|", bufsize=1 << 20) as archive:
+            if layer.program:
+                entry = tarfile.TarInfo(_name(layer.program))
+                entry.size, entry.mode = layer.program.stat().st_size, 0o755
+                archive.addfile(entry, io.BytesIO(layer.program.read_bytes()))
             for number, at in enumerate(range(0, layer.size_bytes, FILE_BYTES)):
                 entry = tarfile.TarInfo(f"padding/{layer.seed}/{number}")
                 entry.size = min(FILE_BYTES, layer.size_bytes - at)
@@ -64,9 +71,15 @@ def write_layer(layer: Layer, content: IO[bytes]) -> Blob:
 
 
 def _files(layer: Layer) -> Iterator[tuple[str, bytes]]:
+    if layer.program:
+        yield _name(layer.program), layer.program.read_bytes()
     for number, at in enumerate(range(0, layer.size_bytes, FILE_BYTES)):
         size_bytes = min(FILE_BYTES, layer.size_bytes - at)
         yield f"padding/{layer.seed}/{number}", b"".join(_content(layer, number, size_bytes))
+
+
+def _name(program: Path) -> str:
+    return program.name.partition("-")[0]
 
 
 def _content(layer: Layer, number: int, size_bytes: int) -> Iterator[bytes | memoryview]:

@@ -12,7 +12,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -77,11 +77,13 @@ class Need:
     Attributes:
         packages: Debian packages of this release, installed into the system.
         programs: names in PROGRAMS.
+        compiled: names of C programs beside this file.
         newer: (suite, package) unpacked into .cache/debian/<suite>/<package>.
     """
 
     packages: tuple[str, ...] = ()
     programs: tuple[str, ...] = ()
+    compiled: tuple[str, ...] = ()
     newer: tuple[tuple[str, str], ...] = ()
     root: bool = True
 
@@ -92,6 +94,7 @@ _CLUSTER = Need(
         "iptables", "libc6-dev", "mmdebstrap", "mount", "openssl", "procps", "runc", "zstd",
     ),
     programs=("kubenode", "versitygw"),
+    compiled=("pause",),
     newer=(("trixie", "etcd-server"),),
 )  # fmt: skip
 NEEDS = {
@@ -105,14 +108,8 @@ NEEDS = {
     "bench": Need(packages=("awscli", "curl", "fuse3", "gcc", "libc6-dev"), programs=("s5cmd", "versitygw")),
     "prometheus": Need(newer=(("bookworm", "prometheus"),), root=False),
     "gpu": Need(packages=("gcc", "libc6-dev")),
-    "lazy": Need(
-        packages=_CLUSTER.packages, programs=(*_CLUSTER.programs, "containerd-stargz-grpc"), newer=_CLUSTER.newer
-    ),
-    "matrix": Need(
-        packages=_CLUSTER.packages,
-        programs=_CLUSTER.programs,
-        newer=(*_CLUSTER.newer, ("trixie", "containerd"), ("sid", "containerd")),
-    ),
+    "lazy": replace(_CLUSTER, programs=(*_CLUSTER.programs, "containerd-stargz-grpc"), compiled=("pause", "reader")),
+    "matrix": replace(_CLUSTER, newer=(*_CLUSTER.newer, ("trixie", "containerd"), ("sid", "containerd"))),
 }
 
 
@@ -123,8 +120,7 @@ def why_not(need: str) -> str | None:
         return reason
     lacking = [*missing_packages(wanted.packages), *(name for name in wanted.programs if find(name) is None)]
     lacking += [package for suite, package in wanted.newer if newer(suite, package) is None]
-    if need in ("cluster", "lazy", "matrix") and not pause().exists():
-        lacking.append("pause")
+    lacking += [name for name in wanted.compiled if not compiled(name).exists()]
     if lacking:
         return f"not installed: {', '.join(lacking)}; run `python3 -m tests.bed.provision --{need}`"
     return None
@@ -147,10 +143,10 @@ def newer(suite: str, package: str) -> Path | None:
     return unpacked if unpacked.exists() else None
 
 
-def pause() -> Path:
-    """The sandbox program, built or not yet."""
-    source = (HERE / "pause" / "pause.c").read_bytes()
-    return CACHE / "bin" / f"pause-{hashlib.sha256(source).hexdigest()[:12]}"
+def compiled(name: str) -> Path:
+    """A static program of one C file beside this one (`pause`, `reader`), compiled or not yet."""
+    source = (HERE / name / f"{name}.c").read_bytes()
+    return CACHE / "bin" / f"{name}-{hashlib.sha256(source).hexdigest()[:12]}"
 
 
 def never(need: Need) -> str | None:

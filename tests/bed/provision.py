@@ -32,11 +32,11 @@ from tests.bed.needs import (
     NEEDS,
     PROGRAMS,
     GoProgram,
+    compiled,
     find,
     missing_packages,
     never,
     newer,
-    pause,
     prebuilt,
 )
 
@@ -59,9 +59,10 @@ def provide(need: str) -> str | None:
     for suite, package in wanted.newer:
         if newer(suite, package) is None:
             _unpack(suite, package)
-    if need in ("cluster", "lazy", "matrix") and not pause().exists():
-        _say("compiling the pause program")
-        _into(pause(), ["gcc", "-static", "-Os", "-s", "-o", "{}", str(HERE / "pause" / "pause.c")])
+    for name in wanted.compiled:
+        if not compiled(name).exists():
+            _say(f"compiling {name}.c")
+            _into(compiled(name), ["gcc", "-static", "-Os", "-s", "-o", "{}", str(HERE / name / f"{name}.c")])
     for name in wanted.programs:
         if find(name) is None:
             _build(PROGRAMS[name])

@@ -49,7 +49,7 @@ def start_pod(bed: Bed, namespace: str, manifest: Object) -> Object:
 
 
 def test_a_pod_from_a_pushed_image_runs_on_each_node(bed: Bed, namespace: str) -> None:
-    digest = seed.push_program(bed.registry_address, "sleeper", "1", needs.pause())
+    digest = seed.push_program(bed.registry_address, "sleeper", "1", needs.compiled("pause"))
 
     for node in bed.nodes:
         started = start_pod(bed, namespace, pod(f"on-{node}", node, "registry.bed/sleeper:1"))

@@ -74,6 +74,7 @@ class FakeContainerd:
     content: dict[str, bytes] = field(default_factory=dict)
     snapshots: dict[str, set[str]] = field(default_factory=lambda: {"overlayfs": set()})
     partial: dict[str, int] = field(default_factory=dict)
+    came: dict[str, dict[str, int]] = field(default_factory=dict)
     away: bool = False
     hangs: bool = False
     limits_rate: bool = False
@@ -119,6 +120,9 @@ class FakeContainerd:
     async def retry_after(self, name: str) -> float:
         await self._answer()
         return self.asks_to_wait_seconds
+
+    def sources(self, name: str) -> Mapping[str, int]:
+        return self.came.pop(name, {})
 
     async def release(self, name: str) -> None:
         await self._answer()
