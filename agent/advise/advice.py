@@ -9,6 +9,7 @@ from enum import StrEnum
 class Kind(StrEnum):
     """What a piece of advice is."""
 
+    NOTE = "note"  # nothing to mend: told for information
     MEND = "mend"
     UNSEEN = "unseen"  # it could not be looked at, so nothing is known of it
 
@@ -19,5 +20,5 @@ class Advice:
 
     about: str
     message: str
-    cure: str
+    cure: str = ""
     kind: Kind = Kind.MEND

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeVar
 
 from agent.advise.advice import Advice, Kind
@@ -18,12 +18,13 @@ from agent.kube.resources import DAEMONSETS, NODES, PODS, POLICIES, POLICY_BINDI
 T = TypeVar("T")
 
 
-async def examine(kubeconfig: str) -> tuple[Advice, ...]:
+async def examine(kubeconfig: str, names: Sequence[str] = ()) -> tuple[Advice, ...]:
     """Look at a cluster as the person that `kubeconfig` is; what that person may not see becomes advice, too.
 
     Raises:
         PrewarmError: there is no usable kubeconfig, or the API server does not answer.
     """
+    del names  # it is about the cluster, not about one object
     async with await KubeApi.connect(kubeconfig) as api:
         look = _Look(api)
         daemonsets, nodes = await look.at(DAEMONSETS), await look.at(NODES)

@@ -20,7 +20,8 @@ EXIT_UNSEEN, EXIT_MEND = 1, 3
 _LINE_LIMIT = 1000
 TOPICS = {  # each with the module that has its `examine(kubeconfig)`
     "gpu": "start-up taint and the DaemonSets that must tolerate it, taints on warm nodes, admission policies",
-    "images": "this node's containerd: resuming, pins, laziness, registries, disk (run it on the node: kubectl exec)",
+    "images": "this node's containerd: resuming, pins, laziness, registries, disk (run it on the node: kubectl exec);\n"
+    "           with REF: will that image be lazy here, and if not, which setting stops it",
 }
 _MODULES = {"gpu": "agent.advise.gpu", "images": "agent.cli.doctor_images"}
 _DEFAULT = ("gpu",)  # what can be looked at from anywhere
@@ -35,7 +36,12 @@ def add_parser(subparsers: Any) -> None:
         description=f"{__doc__}\ntopics:\n{topics}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("topics", nargs="*", metavar="TOPIC", help=f"{', '.join(TOPICS)} (default: gpu)")
+    parser.add_argument(
+        "topics",
+        nargs="*",
+        metavar="TOPIC",
+        help=f"{', '.join(TOPICS)} (default: gpu); after `images` also image names",
+    )
     parser.add_argument("--kubeconfig", default="", help="kubeconfig file (default: as kubectl finds it)")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=run, fail=parser.error)
@@ -43,29 +49,31 @@ def add_parser(subparsers: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Examine and print the advice."""
-    for topic in options.topics:
-        if topic not in TOPICS:
-            options.fail(f"{topic!r} is no topic: {', '.join(TOPICS)}")
-    found = asyncio.run(_examine(options.topics or _DEFAULT, options.kubeconfig))
+    topics = [word for word in options.topics if word in TOPICS]
+    images = [word for word in options.topics if word not in TOPICS]
+    if images and "images" not in topics:
+        options.fail(f"{images[0]!r} is no topic: {', '.join(TOPICS)}")
+    found = asyncio.run(_examine(topics or _DEFAULT, options.kubeconfig, images))
     if options.json:
         print(json.dumps([{"topic": topic, **asdict(a)} for topic, advice in found.items() for a in advice], indent=1))
     else:
         print("\n".join(text(found)))
     kinds = {advice.kind for several in found.values() for advice in several}
-    return EXIT_UNSEEN if Kind.UNSEEN in kinds else EXIT_MEND if kinds else 0
+    return EXIT_UNSEEN if Kind.UNSEEN in kinds else EXIT_MEND if Kind.MEND in kinds else 0
 
 
-async def _examine(topics: Sequence[str], kubeconfig: str) -> dict[str, tuple[Advice, ...]]:
+async def _examine(topics: Sequence[str], kubeconfig: str, images: Sequence[str]) -> dict[str, tuple[Advice, ...]]:
     modules = {topic: importlib.import_module(_MODULES[topic]) for topic in topics}
-    return {topic: await module.examine(kubeconfig) for topic, module in modules.items()}
+    return {topic: await module.examine(kubeconfig, images) for topic, module in modules.items()}
 
 
 def text(found: Mapping[str, Sequence[Advice]]) -> Iterator[str]:
     """Write the advice for a person; what objects of others say cannot command the terminal."""
     for topic, several in found.items():
-        if not several:
+        if all(advice.kind is Kind.NOTE for advice in several):
             yield f"{topic}: nothing to mend"
         for advice in several:
             unseen = "could not be looked at: " if advice.kind is Kind.UNSEEN else ""
             yield cut(f"{topic}: {advice.about}: {unseen}{advice.message}", _LINE_LIMIT)
-            yield "    " + cut(advice.cure, _LINE_LIMIT)
+            if advice.cure:
+                yield "    " + cut(advice.cure, _LINE_LIMIT)

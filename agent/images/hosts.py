@@ -71,6 +71,18 @@ def hosts_file(directory: Path, host: str) -> Path | None:
         raise Permanent(f"cannot look for the hosts.toml of {cut(host, 100)}: {error.strerror}") from error
 
 
+def all_hosts(directory: Path) -> Iterator[tuple[str, tuple[RegistryHost, ...]]]:
+    """Yield each registry that the directory speaks of, with the places that its images are fetched from. Reads files.
+
+    Raises:
+        Permanent: a hosts.toml is malformed.
+    """
+    for file in sorted(directory.glob("*/hosts.toml")):
+        name, _, port = file.parent.name.removesuffix("_").rpartition("_")
+        host = f"{name}:{port}" if name and file.parent.name.endswith("_") else file.parent.name
+        yield host, registry_hosts(directory, host, "pull")
+
+
 def _candidates(directory: Path, host: str) -> Iterator[Path]:
     """A port's colon may be written as `_port_`; and `HOST.toml` stands for `HOST/hosts.toml`, for ConfigMaps have no folders."""
     name, colon, port = host.rpartition(":")

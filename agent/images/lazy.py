@@ -21,18 +21,38 @@ _ANNOTATIONS = {
     "containerd.io/snapshot/overlaybd/blob-digest": "overlaybd",
     "com.amazon.soci.index-digest": "SOCI",  # on the manifest
 }
+# Which snapshotter serves which format lazily, by the name that its documentation gives it.
+SERVERS = {"eStargz": "stargz", "zstd:chunked": "stargz", "Nydus": "nydus", "overlaybd": "overlaybd", "SOCI": "soci"}
 LOCAL_SNAPSHOTTERS = frozenset({"overlayfs", "native", "btrfs", "zfs", "devmapper", "blockfile", "erofs"})
 
 
 def lazy_format(manifest: Mapping[str, object]) -> str:
     """Return the lazy format that a manifest's annotations tell, "" for none."""
-    layers = manifest.get("layers")
-    for holder in (manifest, *(layers if isinstance(layers, list) else ())):
-        annotations = holder.get("annotations") if isinstance(holder, Mapping) else None
-        for key in annotations if isinstance(annotations, Mapping) else ():
+    for holder in (manifest, *_layers(manifest)):
+        for key in _annotations(holder):
             if key in _ANNOTATIONS:
                 return _ANNOTATIONS[key]
     return ""
+
+
+def _layers(manifest: Mapping[str, object]) -> list[object]:
+    layers = manifest.get("layers")
+    return layers if isinstance(layers, list) else []
+
+
+def _annotations(holder: object) -> Mapping[str, object]:
+    annotations = holder.get("annotations") if isinstance(holder, Mapping) else None
+    return annotations if isinstance(annotations, Mapping) else {}
+
+
+def whole_layers(manifest: Mapping[str, object]) -> int:
+    """Return how many layers of an image in a lazy format carry no annotation of one: those are fetched whole.
+
+    SOCI indexes all layers from the manifest, and a nydus bootstrap is a layer like its blobs.
+    """
+    if set(_annotations(manifest)) & set(_ANNOTATIONS):
+        return 0
+    return sum(not set(_annotations(layer)) & set(_ANNOTATIONS) for layer in _layers(manifest))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,10 +9,12 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
+from typing import TypeVar
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -23,6 +25,8 @@ from agent.images.challenge import Challenge, Credentials, credentials_for, pars
 from agent.images.faults import Fault, PermanentFault, TransientFault
 from agent.images.hosts import RegistryHost, registry_hosts
 from agent.images.layout import LIMIT_BYTES
+
+T = TypeVar("T")
 
 _ACCEPT = ", ".join(
     (
@@ -73,11 +77,19 @@ class RegistryResolver:
             PermanentFault: every place to ask said that it does not exist, or that we may not see it.
             TransientFault: some place could not be asked.
         """
+        return await self._at_first(ref, lambda host: self._resolve_at(host, ref))
+
+    async def document(self, ref: ImageRef) -> bytes:
+        """Return the manifest, or index, that the reference names, as the registry sends it; errors as `resolve`."""
+        return await self._at_first(ref, lambda host: self._document_at(host, ref))
+
+    async def _at_first(self, ref: ImageRef, ask: Callable[[RegistryHost], Awaitable[T]]) -> T:
+        """Return the first good answer of the places to ask."""
         hosts = await asyncio.to_thread(registry_hosts, self._directory, ref.host)
         failures: list[TransientFault | PermanentFault] = []
         for host in hosts:
             try:
-                return await self._resolve_at(host, ref)
+                return await ask(host)
             except (TransientFault, PermanentFault) as error:
                 failures.append(_about(ref, error))
         if len(failures) == 1:
@@ -92,12 +104,8 @@ class RegistryResolver:
 
     async def _resolve_at(self, host: RegistryHost, ref: ImageRef) -> Digest:
         credentials = await asyncio.to_thread(credentials_for, self._auths, host.name)
-        url = f"{host.base}/{ref.repository}/manifests/{ref.digest or ref.tag}{host.query}"
-        answer = await self._ask("HEAD", url, "")
-        authorization = ""
-        if answer.status == 401:
-            authorization = await self._authorize(url, answer.challenge, ref, credentials)
-            answer = await self._ask("HEAD", url, authorization)
+        url = _manifest_url(host, ref)
+        answer, authorization = await self._ask_as("HEAD", url, ref, credentials)
         if answer.status == 405 or (answer.status == 200 and not answer.digest):
             answer = await self._ask("GET", url, authorization)
         if answer.status != 200:
@@ -110,6 +118,24 @@ class RegistryResolver:
         if ref.digest and found != ref.digest:
             raise PermanentFault(f"cannot resolve {ref}: {url} answered with another digest, {found}", Fault.OTHER)
         return found
+
+    async def _document_at(self, host: RegistryHost, ref: ImageRef) -> bytes:
+        credentials = await asyncio.to_thread(credentials_for, self._auths, host.name)
+        url = _manifest_url(host, ref)
+        answer, _ = await self._ask_as("GET", url, ref, credentials)
+        if answer.status != 200:
+            raise _refusal(url, ref, answer.status, anonymous=credentials is None, retry_after=answer.retry_after)
+        return answer.body
+
+    async def _ask_as(
+        self, method: str, url: str, ref: ImageRef, credentials: Credentials | None
+    ) -> tuple[_Answer, str]:
+        """Ask, and tell who we are where that is wanted; returns the authorization too."""
+        answer = await self._ask(method, url, "")
+        if answer.status != 401:
+            return answer, ""
+        authorization = await self._authorize(url, answer.challenge, ref, credentials)
+        return await self._ask(method, url, authorization), authorization
 
     async def _ask(self, method: str, url: str, authorization: str) -> _Answer:
         headers = {"Accept": _ACCEPT} | ({"Authorization": authorization} if authorization else {})
@@ -150,6 +176,10 @@ class RegistryResolver:
             jar = aiohttp.DummyCookieJar()  # a registry could fill one without end
             self._session = aiohttp.ClientSession(timeout=_TIMEOUT, trust_env=True, cookie_jar=jar)
         return self._session
+
+
+def _manifest_url(host: RegistryHost, ref: ImageRef) -> str:
+    return f"{host.base}/{ref.repository}/manifests/{ref.digest or ref.tag}{host.query}"
 
 
 async def _read(response: aiohttp.ClientResponse, limit_bytes: int) -> bytes:

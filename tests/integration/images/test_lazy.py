@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from agent.advise.advice import Advice
+from agent.cli.doctor_images import examine
 from agent.config import Settings
 from agent.core.assignment import ImageWant
 from agent.core.clock import SystemClock
@@ -58,14 +60,24 @@ async def prove(node: LazyNode, name: str, digest: str) -> Proof:
     return (await Prover(node.client, SNAPSHOTTER, this_architecture()).prove([want]))[want.ref]
 
 
+async def advice_on(node: LazyNode, name: str, environment: pytest.MonkeyPatch) -> list[Advice]:
+    """What `prewarm doctor images REF` says will become of the image."""
+    environment.setenv("PREWARM_CONTAINERD", node.client.socket)
+    environment.setenv("PREWARM_SNAPSHOTTER", SNAPSHOTTER)
+    ref = f"{HOST}/{name}:1"
+    return [a for a in await examine("", [ref]) if a.about == ref and not a.message.startswith("now it is")]
+
+
 @pytest.mark.parametrize("node", [("2.1", True), ("2.2", True)], indirect=True)
 async def test_an_estargz_image_is_proved_lazy_and_hardly_anything_of_it_was_fetched(
-    node: LazyNode, registry: Registry
+    node: LazyNode, registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     digest = await push(registry, "lazy", "estargz", "estargz")
     began = time.monotonic()
     await node.client.pull(f"{HOST}/lazy:1", "")
     proof = await prove(node, "lazy", digest)
+    (forecast,) = await advice_on(node, "lazy", monkeypatch)
+    assert forecast.message == "it is eStargz and will be lazy in stargz"
     print(f"lazy in {time.monotonic() - began:.2f} s, {node.relay.passed / 1e6:.1f} MB: {proof.reason}")
     assert proof.level is ImageLevel.LAZY
     assert node.relay.passed < 5_000_000
@@ -85,9 +97,12 @@ async def test_an_image_of_which_one_layer_was_fetched_whole_is_not_lazy(node: L
 
 @pytest.mark.parametrize("node", [("2.1", False), ("2.2", False)], indirect=True)
 async def test_without_annotations_the_same_image_is_unpacked_and_said_not_to_be_lazy(
-    node: LazyNode, registry: Registry
+    node: LazyNode, registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     digest = await push(registry, "eager", "estargz", "estargz")
+    (before,) = await advice_on(node, "eager", monkeypatch)
+    assert "it is eStargz, but will be fetched whole: stargz is not told which layer it unpacks" in before.message
+    assert "disable_snapshot_annotations = false" in before.cure
     await node.client.pull(f"{HOST}/eager:1", "")
     proof = await prove(node, "eager", digest)
     assert proof.level is ImageLevel.UNPACKED

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from agent.images.checks import check_daemon, check_disk
+from agent.images.checks import check_daemon, check_disk, check_endpoint, check_image
 from agent.images.daemon import Daemon, DaemonConfig
 from agent.images.disk import Disk
 
@@ -57,3 +57,38 @@ def test_laziness_that_is_switched_off_names_the_switch() -> None:
 def test_a_full_disk_is_told() -> None:
     (check,) = check_disk(Disk(capacity_bytes=100, free_bytes=10), 0.8)
     assert "90% of 100 B is used" in check.message
+
+
+STARGZ = {"annotations": {"containerd.io/snapshot/stargz/toc.digest": "sha256:x"}}
+SOCI = {"annotations": {"com.amazon.soci.index-digest": "sha256:x"}, "layers": [{}]}
+
+
+@pytest.mark.parametrize(
+    ("manifest", "daemon", "snapshotter", "told", "cure"),
+    [
+        ({"layers": [{}]}, LAZY, "stargz", "in no lazy format", ""),
+        ({"layers": [STARGZ, STARGZ]}, LAZY, "stargz", "it is eStargz and will be lazy in stargz", ""),
+        ({"layers": [STARGZ, {}]}, LAZY, "stargz", "1 of its layers are not in the eStargz format", "convert"),
+        ({"layers": [STARGZ]}, GOOD, "overlayfs", "overlayfs does not serve that lazily", "stargz"),
+        (SOCI, LAZY, "stargz", "stargz does not serve that lazily", "soci"),
+        (SOCI, replace(LAZY, snapshotters={"soci": ""}, config=None), "soci", "will be lazy in soci, if its annotations", ""),
+        ({"layers": [STARGZ]}, replace(LAZY, snapshotters={"stargz": "cannot dial"}), "stargz", "is not loaded", "proxy_plugins"),
+        ({"layers": [STARGZ]}, replace(LAZY, config=DaemonConfig()), "stargz", "not told which layer", "enable_remote_snapshot"),
+    ],
+)  # fmt: skip
+def test_of_an_image_it_is_told_whether_it_will_be_lazy_and_what_stops_it(
+    manifest: dict[str, object], daemon: Daemon, snapshotter: str, told: str, cure: str
+) -> None:
+    (check,) = check_image("registry.test/x:1", manifest, daemon, snapshotter)
+    assert told in check.message
+    assert cure in check.cure
+    assert bool(check.cure) == bool(cure)
+
+
+def test_the_kubelets_image_endpoint_matters_to_lazy_images_only() -> None:
+    here, other = "/run/containerd/containerd.sock", "/run/containerd-stargz-grpc/containerd-stargz-grpc.sock"
+    assert not [*check_endpoint(other, here, "overlayfs"), *check_endpoint("", here, "stargz")]
+    (same,) = check_endpoint(here, here, "stargz")
+    (elsewhere,) = check_endpoint(other, here, "stargz")
+    assert "learns no credentials" in same.message
+    assert f"pulls through {other}" in elsewhere.message

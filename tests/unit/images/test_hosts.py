@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from agent.core.errors import Permanent
-from agent.images.hosts import registry_hosts
+from agent.images.hosts import all_hosts, registry_hosts
 
 PLAIN = 'server = "http://10.0.0.1:5000"\n'
 
@@ -55,3 +55,18 @@ def test_a_malformed_file_is_told_by_name(tmp_path: Path, text: str) -> None:
     (tmp_path / "ghcr.io.toml").write_text(text)
     with pytest.raises(Permanent, match=r"ghcr\.io\.toml"):
         registry_hosts(tmp_path, "ghcr.io")
+
+
+def test_every_registry_of_a_directory_is_told_with_its_mirrors(tmp_path: Path) -> None:
+    for name in ("ghcr.io", "registry.bed_5000_", "_default"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "hosts.toml").write_text('[host."http://mirror:1"]\ncapabilities = ["pull"]\n')
+    found = {registry: [host.base for host in hosts] for registry, hosts in all_hosts(tmp_path)}
+    assert list(found) == ["_default", "ghcr.io", "registry.bed:5000"]
+    assert found["ghcr.io"] == ["http://mirror:1/v2", "https://ghcr.io/v2"]
+    assert found["registry.bed:5000"] == ["http://mirror:1/v2", "https://registry.bed:5000/v2"]
+
+
+def test_a_mirror_that_only_pulls_is_asked_for_no_tag(tmp_path: Path) -> None:
+    (tmp_path / "ghcr.io.toml").write_text('[host."http://mirror:1"]\ncapabilities = ["pull"]\n')
+    assert [host.base for host in registry_hosts(tmp_path, "ghcr.io")] == ["https://ghcr.io/v2"]
