@@ -5,7 +5,7 @@ SHELL := /bin/bash
 PYTHON ?= python3
 RUN := .venv/bin/
 
-.PHONY: help setup lint format test test-cluster demo bench bench-coldstart bench-hydrate bench-idle image proto clean
+.PHONY: help setup lint format test test-cluster demo bench bench-coldstart bench-hydrate bench-idle bench-images image proto clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -37,7 +37,7 @@ test-cluster: setup ## the tests on a real Kubernetes (root; builds it once)
 demo: setup ## the main job on this machine: no cluster, no root
 	@$(RUN)python -m bench.demo
 
-bench: bench-coldstart bench-hydrate bench-idle ## every benchmark
+bench: bench-coldstart bench-hydrate bench-images bench-idle ## every benchmark
 
 bench-coldstart: setup ## cold against warm on the bed, five alternating rounds
 	@$(PYTHON) -m tests.bed.provision --cluster --s3 --gpu
@@ -47,6 +47,11 @@ bench-hydrate: setup ## downloads: prewarm, its peers and what the machine can d
 	@$(PYTHON) -m tests.bed.provision --bench
 	@UV_COMPILE_BYTECODE=1 PYTHON=$(PYTHON) bash tools/setup.sh --group bench  # as the image has it
 	$(RUN)python -m bench.hydrate $(BENCH)
+
+bench-images: setup ## pods of warmed images: cold against warmed, lazy against whole
+	@$(PYTHON) -m tests.bed.provision --lazy --matrix
+	$(RUN)python -m bench.images plain
+	$(RUN)python -m bench.images lazy
 
 bench-idle: setup ## what the agent costs when nothing happens
 	@$(PYTHON) -m tests.bed.provision --cluster --s3 --gpu --images

@@ -9,6 +9,7 @@ import asyncio
 import importlib.metadata
 import os
 import random
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,8 +24,10 @@ from agent.process import Process, run
 if TYPE_CHECKING:
     from agent.core.assignment import Assignment
     from agent.core.latest import Latest
-    from agent.core.refs import Digest, ModelUri
+    from agent.core.refs import Digest, ImageRef, ModelUri
     from agent.images.client import ContainerdClient
+    from agent.kube.api import KubeApi
+    from agent.kube.pull_secrets import PullFor
     from agent.node.assignment_source import KeptAssignment
     from agent.node.loop import Decisions, Facts
     from agent.observe.metrics import Metrics
@@ -86,7 +89,8 @@ async def compose_agent(process: Process) -> None:
         waiting=Latest(frozenset()),
     )
     decided = Decisions(inventory=Latest(Inventory()), plan=Latest(NodePlan()), readiness=Latest(None))
-    containerd = _images(process, facts, decided, metrics)
+    api = None if settings.plan else await _connect(process)
+    containerd = _images(process, facts, decided, metrics, api)
     models = ModelService(
         settings=settings,
         plan=decided.plan,
@@ -157,20 +161,25 @@ async def compose_agent(process: Process) -> None:
         from agent.node.assignment_source import PlanFileService
 
         process.services.append(PlanFileService(path=Path(settings.plan), assignment=facts.assignment, clock=clock))
-    else:
-        await _in_cluster(process, node, facts, decided, metrics, requests, tainted)
+    if api:
+        await _in_cluster(process, api, node, facts, decided, metrics, requests, tainted)
 
 
-def _images(process: Process, facts: Facts, decided: Decisions, metrics: Metrics) -> ContainerdClient | None:
+def _images(
+    process: Process, facts: Facts, decided: Decisions, metrics: Metrics, api: KubeApi | None
+) -> ContainerdClient | None:
     """Add the images room, unless there is no containerd here."""
     if process.settings.containerd == "none":
         return None
     from agent.images.client import ContainerdClient
     from agent.images.keyring import Keyring
     from agent.images.service import ImageService
+    from agent.kube.pull_secrets import PullSecrets
 
     settings = process.settings
-    client = ContainerdClient(settings.containerd, settings.snapshotter, Keyring.of(settings, process.clock))
+    secrets = PullSecrets(api, lambda ref: _users(facts.assignment.get(), ref)) if api else None
+    keyring = Keyring.of(settings, process.clock, secrets)
+    client = ContainerdClient(settings.containerd, settings.snapshotter, keyring)
     process.closing.push_async_callback(client.close)
     process.services.append(
         ImageService(
@@ -186,14 +195,34 @@ def _images(process: Process, facts: Facts, decided: Decisions, metrics: Metrics
     return client
 
 
+async def _connect(process: Process) -> KubeApi:
+    from agent.kube.api import KubeApi
+
+    api = await KubeApi.connect(process.settings.kubeconfig)
+    process.closing.push_async_callback(api.close)
+    return api
+
+
+def _users(assignment: Assignment | None, ref: ImageRef) -> Iterator[PullFor]:
+    """Yield who pulls an image on this node."""
+    from agent.kube.pull_secrets import PullFor
+
+    for endpoint in assignment.endpoints if assignment else ():
+        if any(image.ref == ref for image in endpoint.images):
+            yield PullFor(
+                namespace=endpoint.key.namespace,
+                service_account=endpoint.service_account or "default",
+                secrets=endpoint.pull_secrets,
+            )
+
+
 async def _in_cluster(
-    process: Process, node: str, facts: Facts, decided: Decisions, metrics: Metrics, requests: Latest[Requests | None],
+    process: Process, api: KubeApi, node: str, facts: Facts, decided: Decisions, metrics: Metrics, requests: Latest[Requests | None],
     tainted: Latest[bool | None],
 ) -> None:  # fmt: skip
     """Add what an agent under Kubernetes has: its assignment, its Node's publisher, its NodeWarmup's status, cold starts."""
     from agent.core.assignment import Assignment
     from agent.core.latest import Latest
-    from agent.kube.api import KubeApi
     from agent.kube.memory import memory_requests
     from agent.kube.objects import NodeView, NodeWarmupView, PodView
     from agent.kube.resources import NODES, NODEWARMUPS, PODS
@@ -208,8 +237,6 @@ async def _in_cluster(
     from agent.plan.memory_budget import Requests
 
     settings, clock = process.settings, process.clock
-    api = await KubeApi.connect(settings.kubeconfig)
-    process.closing.push_async_callback(api.close)
     writer = CountedWriter(AgentWriter(api), metrics)
     warmups: Latest[Listing[NodeWarmupView]] = Latest(Listing())
     nodes: Latest[Listing[NodeView]] = Latest(Listing())

@@ -25,6 +25,7 @@ COMMANDS = {
     "doctor": "show what in this cluster keeps prewarm from its work, and how to mend it",
     "replay": "show what prewarm would have done with recorded traffic, and what to declare",
     "gpu": "check the GPUs of this machine, or show what its agent says of them",
+    "grant": "print the rights that let the pull secrets of a namespace count",
     "affinity": "print the affinity that steers pods to warm nodes",
 }
 

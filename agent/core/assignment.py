@@ -70,6 +70,8 @@ class EndpointWant:
     priority: int = 500
     gpus: int = 0
     runtime_handler: str = ""
+    service_account: str = ""  # of its pods, "" for the namespace's default one
+    pull_secrets: tuple[str, ...] = ()  # names that the pod template itself gives
     images: tuple[ImageWant, ...] = ()
     models: tuple[ModelWant, ...] = ()
     windows: tuple[Window, ...] = ()

@@ -75,6 +75,8 @@ def _endpoint(value: object, where: str) -> EndpointWant:
         priority=_number(item, "priority", where, default=500),
         gpus=_number(item, "gpus", where),
         runtime_handler=_text(item, "runtimeHandler", where),
+        service_account=_text(item, "serviceAccount", where),
+        pull_secrets=_list(item, "pullSecrets", where, _name),
         images=_list(item, "images", where, _image),
         models=models,
         windows=tuple(sorted(_list(item, "windows", where, _window))),
@@ -140,6 +142,8 @@ def _format_endpoint(e: EndpointWant) -> dict[str, object]:
         "priority": e.priority,
         "gpus": e.gpus,
         "runtimeHandler": e.runtime_handler,
+        "serviceAccount": e.service_account,
+        "pullSecrets": list(e.pull_secrets),
         "images": [{"ref": str(i.ref)} | ({"digest": i.digest} if i.digest else {}) for i in e.images],
         "models": [_format_model(m) for m in e.models],
         "windows": [
@@ -182,6 +186,10 @@ def _list(item: Json, key: str, where: str, parse: Callable[[object, str], T]) -
     if not isinstance(value, list | tuple):
         raise Invalid(f"{where}.{key}: expected a list, found {cut(value, 60)!r}")
     return tuple(parse(v, f"{where}.{key}[{n}]") for n, v in enumerate(value))
+
+
+def _name(value: object, where: str) -> str:
+    return _text({"name": value}, "name", where, required=True)
 
 
 def _text(item: Json, key: str, where: str, *, required: bool = False) -> str:

@@ -29,6 +29,7 @@ from agent.fleet.resolutions import Resolutions
 from agent.fleet.yields import node_yields, slow_notes
 from agent.kube.events import Announcement, EventType
 from agent.kube.objects import ConfigMapView, NodeView, NodeWarmupView, ObjectRef, WorkloadView
+from agent.kube.pull_secrets import PullFor
 
 T = TypeVar("T", ModelUri, ImageRef)
 
@@ -65,6 +66,7 @@ class Draft:
     announcements: frozenset[Announcement] = frozenset()
     models: Mapping[ModelUri, tuple[Window, ...]] = field(default_factory=dict)
     images: Mapping[ImageRef, tuple[Window, ...]] = field(default_factory=dict)
+    pulls: Mapping[ImageRef, tuple[PullFor, ...]] = field(default_factory=dict)  # whose pull secrets count for an image
     endpoints: int = 0
     declared: tuple[Endpoint, ...] = ()
     windows: Mapping[EndpointKey, tuple[Window, ...]] = field(default_factory=dict)  # of all endpoints, placed or not
@@ -126,6 +128,7 @@ class Drafter:
             announcements=frozenset(told),
             models=self._needed((e.key, tuple(m.uri for m in e.models)) for e in endpoints),
             images=self._needed((e.key, tuple(i for i in e.images if not i.digest)) for e in endpoints),
+            pulls=_pulls(endpoints),
             endpoints=len(endpoints),
             declared=tuple(endpoints),
             windows={key: dated.windows for key, dated in self._windows.items()},
@@ -183,6 +186,8 @@ class Drafter:
             priority=endpoint.priority,
             gpus=endpoint.gpus,
             runtime_handler=state.handlers.get(runtime, runtime),
+            service_account=_account(endpoint),
+            pull_secrets=endpoint.spec.pull_secrets,
             images=tuple(ImageWant(ref=i, digest=_digest(i, state.resolutions)) for i in endpoint.images),
             models=tuple(models),
             windows=self._windows[endpoint.key].windows,
@@ -269,6 +274,23 @@ def _nodes_of(
             if key in keys:
                 found[key].append(node)
     return found
+
+
+def _account(endpoint: Endpoint) -> str:
+    account = endpoint.spec.service_account
+    return "" if account == "default" else account
+
+
+def _pulls(endpoints: Iterable[Endpoint]) -> Mapping[ImageRef, tuple[PullFor, ...]]:
+    found: defaultdict[ImageRef, set[PullFor]] = defaultdict(set)
+    for endpoint in endpoints:
+        spec = endpoint.spec
+        user = PullFor(
+            namespace=endpoint.key.namespace, service_account=spec.service_account, secrets=spec.pull_secrets
+        )
+        for image in endpoint.images:
+            found[image].add(user)
+    return {image: tuple(sorted(users)) for image, users in found.items()}
 
 
 def _digest(image: ImageRef, resolutions: Resolutions) -> str:

@@ -13,7 +13,7 @@ from datetime import timedelta
 from agent.config import Settings
 from agent.core.clock import Clock
 from agent.core.latest import Latest, Signal
-from agent.core.refs import ModelUri
+from agent.core.refs import ImageRef, ModelUri
 from agent.core.service import Relay, Service, forever
 from agent.demand.endpoint import DemandDefaults
 from agent.fleet.draft import Drafter
@@ -29,6 +29,7 @@ from agent.fleet.withdraw import Withdrawer, WithdrawReport, brake_alarm
 from agent.kube.api import KubeApi
 from agent.kube.events import Announcement, EventWriter
 from agent.kube.lease import LeaderElector
+from agent.kube.pull_secrets import PullSecrets
 
 _LEASE = "prewarm-planner"
 
@@ -115,6 +116,11 @@ class Fleet:
             return ResolvedModel(digest=digest, size_bytes=size_bytes, files=files)
 
         history = HistoryKeeper(self._api, s, sources, plans.endpoints, self.history, clock=clock)
+        secrets = PullSecrets(self._api, lambda ref: plans.pulls.get().get(ref, ()))
+
+        async def image(ref: ImageRef) -> str:
+            return await self._images.resolve(ref, lambda: secrets.auths(ref))
+
         return [
             Planner(sources, plans, drafter, clock=clock, ready=swept.wait),
             Resolver(
@@ -127,7 +133,7 @@ class Fleet:
             ),
             Resolver(
                 "resolve images",
-                self._images.resolve,
+                image,
                 wants=plans.image_wants,
                 results=plans.images,
                 refresh=refresh,

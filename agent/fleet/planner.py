@@ -19,6 +19,7 @@ from agent.fleet.ledger import Ledger, ready_endpoints, settled
 from agent.fleet.resolutions import Resolution, Resolutions, ResolvedModel
 from agent.fleet.sources import Sources
 from agent.kube.events import Announcement
+from agent.kube.pull_secrets import PullFor
 
 log = structlog.get_logger()
 
@@ -40,6 +41,7 @@ class Plans:
 
     model_wants: Latest[Mapping[ModelUri, tuple[Window, ...]]] = field(default_factory=lambda: Latest({}))
     image_wants: Latest[Mapping[ImageRef, tuple[Window, ...]]] = field(default_factory=lambda: Latest({}))
+    pulls: Latest[Mapping[ImageRef, tuple[PullFor, ...]]] = field(default_factory=lambda: Latest({}))
     models: Latest[Mapping[ModelUri, Resolution[ResolvedModel]]] = field(default_factory=lambda: Latest({}))
     images: Latest[Mapping[ImageRef, Resolution[str]]] = field(default_factory=lambda: Latest({}))
     desired: Latest[Mapping[str, Assignment] | None] = field(default_factory=lambda: Latest(None))
@@ -108,6 +110,7 @@ class Planner:
 
     def _hand_on(self, draft: Draft) -> None:
         self._plans.model_wants.set(draft.models)
+        self._plans.pulls.set(draft.pulls)
         self._plans.image_wants.set(draft.images)
         self._plans.standing.set(draft.announcements)
         self._plans.forecast.set(Forecast(late=draft.misses, slow_nodes=len(draft.slow_nodes)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Generic, Protocol, TypeVar
@@ -10,6 +10,7 @@ from typing import Generic, Protocol, TypeVar
 from agent.core.assignment import Window
 from agent.core.refs import Digest, ImageRef, ModelUri
 from agent.kube.objects import NodeWarmupView
+from agent.kube.pull_secrets import Auths
 
 V = TypeVar("V")
 
@@ -34,8 +35,8 @@ class ModelResolver(Protocol):
 class ImageResolver(Protocol):
     """Finds the digest that a tag points to now."""
 
-    async def resolve(self, ref: ImageRef) -> str:
-        """Return the manifest digest; errors as for models."""
+    async def resolve(self, ref: ImageRef, secrets: Callable[[], Awaitable[Sequence[Auths]]]) -> str:
+        """Return the manifest digest; errors as for models. `secrets` are asked for only if the registry asks who we are."""
         ...
 
 

@@ -9,12 +9,16 @@ import base64
 import binascii
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from agent.core.errors import Permanent
+from agent.core.refs import ImageRef
 
 _PARAMETER = re.compile(r'([a-zA-Z_]+)="([^"]*)"')
+_VERSION = re.compile(r"/v[12]/?$")
 _HUB_KEYS = ("https://index.docker.io/v1/", "index.docker.io", "docker.io", "registry-1.docker.io")
 
 
@@ -44,6 +48,48 @@ def parse_challenge(header: str) -> Challenge:
     scheme, _, rest = header.strip().partition(" ")
     found = dict(_PARAMETER.findall(rest[:4096]))
     return Challenge(scheme=scheme.lower(), realm=found.get("realm", ""), service=found.get("service", ""))
+
+
+def credentials_among(auths: Mapping[str, object], ref: ImageRef) -> Credentials | None:
+    """Return the credentials that `auths` of a pull secret has for an image: those of the longest name that fits, as the kubelet."""
+    for key in sorted(auths, key=len, reverse=True):
+        name = "docker.io" if key in _HUB_KEYS else _VERSION.sub("", key)
+        if image_matches(name, ref) and (found := _entry(auths[key])):
+            return found
+    return None
+
+
+def image_matches(pattern: str, ref: ImageRef) -> bool:
+    """Say whether an image falls under a pattern: `*.dkr.ecr.*.amazonaws.com`, `registry.io:8080/path`.
+
+    Globs stand for one part of the host's name each and never in port or path; a path is a prefix.
+    """
+    host, _, path = pattern.removeprefix("https://").removeprefix("http://").partition("/")
+    wanted, own = _parts(host), _parts(ref.host)
+    return (
+        len(wanted) == len(own)
+        and all(fnmatchcase(part, glob) for part, glob in zip(own, wanted, strict=True))
+        and ref.repository.startswith(path)
+    )
+
+
+def _parts(host: str) -> list[str]:
+    name, _, port = host.partition(":")
+    return [*name.split("."), f":{port}"]
+
+
+def _entry(entry: object) -> Credentials | None:
+    """Read one entry: `auth`, or `username` and `password`."""
+    if not isinstance(entry, Mapping):
+        return None
+    username, password = entry.get("username"), entry.get("password")
+    if isinstance(username, str) and isinstance(password, str) and username:
+        return Credentials(username=username, password=password)
+    try:
+        username, _, password = base64.b64decode(str(entry["auth"]), validate=True).decode().partition(":")
+    except (ValueError, KeyError, binascii.Error):
+        return None
+    return Credentials(username=username, password=password)
 
 
 def credentials_for(file: Path | None, host: str) -> Credentials | None:

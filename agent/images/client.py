@@ -143,7 +143,7 @@ class ContainerdClient:
         hosts = await asyncio.to_thread(_hosts, daemon, host)
         async with self._sources.counting(daemon.root.parent, hosts) as found:
             self._came[name] = found
-            await self._pull(way, name, handler)
+            await self._pull_as_any(way, name, handler)
 
     def sources(self, name: str) -> Mapping[str, int]:
         """See `Puller.sources`."""
@@ -153,20 +153,29 @@ class ContainerdClient:
         """Return what pulls have received so far, by the kind of its source."""
         return self._sources.received()
 
-    async def _pull(self, way: Way, name: str, handler: str) -> None:
+    async def _pull_as_any(self, way: Way, name: str, handler: str) -> None:
+        """Try all credentials there are, as the kubelet does: one may be of somebody else, or old."""
+        keys = await self._keyring.credentials(parse_image_ref(name)) if self._keyring else ()
+        for credentials in keys[:-1]:
+            try:
+                return await self._pull(way, name, handler, credentials)
+            except PermanentFault as error:
+                if error.fault is not Fault.AUTH:
+                    raise
+        return await self._pull(way, name, handler, keys[-1] if keys else None)
+
+    async def _pull(self, way: Way, name: str, handler: str, credentials: Credentials | None) -> None:
         if not way.resumable:
-            await self._pull_as_kubelet(name, handler)
+            await self._pull_as_kubelet(name, handler, credentials)
             return
         record = record_name(parse_image_ref(name))
         try:
-            await self._transfers.pull(
-                record, snapshotter=self._snapshotter, hosts=way.hosts, credentials=await self._credentials(name)
-            )
+            await self._transfers.pull(record, snapshotter=self._snapshotter, hosts=way.hosts, credentials=credentials)
         except (TransientFault, PermanentFault) as error:
             if error.fault is not Fault.REFUSED and _PLAIN_HTTP not in str(error):
                 raise
             self._refusals[parse_image_ref(name).host] = str(error)
-            await self._pull_as_kubelet(name, handler)
+            await self._pull_as_kubelet(name, handler, credentials)
         else:
             await self._check_platform(record)
             await self._seen_by_kubelet(name)
@@ -234,18 +243,15 @@ class ContainerdClient:
         directory = daemon.directories.get(self._snapshotter)
         return await asyncio.to_thread(read_disk, daemon.root / directory.lstrip("/")) if directory else None
 
-    async def _pull_as_kubelet(self, name: str, handler: str) -> None:
+    async def _pull_as_kubelet(self, name: str, handler: str, credentials: Credentials | None) -> None:
         request = runtime_pb2.PullImageRequest(image=runtime_pb2.ImageSpec(image=name, runtime_handler=handler))
         if handler:  # read only where a sandbox is named
             request.sandbox_config.metadata.name = "prewarm"
             request.sandbox_config.annotations[_HANDLER] = handler
-        if credentials := await self._credentials(name):
+        if credentials:
             request.auth.username, request.auth.password = credentials.username, credentials.password
         path = "/runtime.v1.ImageService/PullImage"
         await self._rpc.call(path, request, runtime_pb2.PullImageResponse, f"pull {name}", seconds=PULL_SECONDS)
-
-    async def _credentials(self, name: str) -> Credentials | None:
-        return await self._keyring.credentials(parse_image_ref(name)) if self._keyring else None
 
     async def _check_platform(self, record: str) -> None:
         """Refuse an image of other platforms: the transfer service of containerd 2.2 records it and unpacks nothing.

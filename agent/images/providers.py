@@ -12,7 +12,6 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
-from fnmatch import fnmatchcase
 from pathlib import Path
 
 import structlog
@@ -22,7 +21,7 @@ from agent.core.documents import load_document
 from agent.core.errors import Invalid, Permanent, cut
 from agent.core.refs import ImageRef
 from agent.core.units import parse_duration
-from agent.images.challenge import Credentials
+from agent.images.challenge import Credentials, image_matches
 
 log = structlog.get_logger(__name__)
 
@@ -130,25 +129,6 @@ def _provider(entry: Mapping[str, object], programs: Path) -> Provider:
         arguments=tuple(map(str, arguments)),
         environment={str(each["name"]): str(each["value"]) for each in environment},
     )
-
-
-def image_matches(pattern: str, ref: ImageRef) -> bool:
-    """Say whether an image falls under a pattern: `*.dkr.ecr.*.amazonaws.com`, `registry.io:8080/path`.
-
-    Globs stand for one part of the host's name each and never in port or path; a path is a prefix.
-    """
-    host, _, path = pattern.removeprefix("https://").removeprefix("http://").partition("/")
-    wanted, own = _parts(host), _parts(ref.host)
-    return (
-        len(wanted) == len(own)
-        and all(fnmatchcase(part, glob) for part, glob in zip(own, wanted, strict=True))
-        and ref.repository.startswith(path)
-    )
-
-
-def _parts(host: str) -> list[str]:
-    name, _, port = host.partition(":")
-    return [*name.split("."), f":{port}"]
 
 
 def _scopes(ref: ImageRef) -> Mapping[str, str]:

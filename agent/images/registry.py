@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 from urllib.parse import urlsplit
@@ -21,12 +22,13 @@ import aiohttp
 
 from agent.core.errors import Invalid, cut
 from agent.core.refs import Digest, ImageRef, parse_digest
-from agent.images.challenge import Challenge, Credentials, credentials_for, parse_challenge
+from agent.images.challenge import Challenge, Credentials, credentials_among, credentials_for, parse_challenge
 from agent.images.faults import Fault, PermanentFault, TransientFault
 from agent.images.hosts import RegistryHost, registry_hosts
 from agent.images.layout import LIMIT_BYTES
 
 T = TypeVar("T")
+Secrets = Callable[[], Awaitable[Sequence[Mapping[str, object]]]]  # the `auths` of pull secrets
 
 _ACCEPT = ", ".join(
     (
@@ -70,14 +72,27 @@ class RegistryResolver:
         if self._session:
             await self._session.close()
 
-    async def resolve(self, ref: ImageRef) -> Digest:
+    async def resolve(self, ref: ImageRef, secrets: Secrets | None = None) -> Digest:
         """Return the digest the reference has in its registry now: of the index where the tag names one.
+
+        `secrets` are asked for where the registry would not tell whoever the Docker config file makes us.
 
         Raises:
             PermanentFault: every place to ask said that it does not exist, or that we may not see it.
             TransientFault: some place could not be asked.
         """
-        return await self._at_first(ref, lambda host: self._resolve_at(host, ref))
+        try:
+            return await self._at_first(ref, lambda host: self._resolve_at(host, ref))
+        except PermanentFault as error:
+            if error.fault is not Fault.AUTH or secrets is None:
+                raise
+            refused = error
+        for credentials in [found for auths in await secrets() if (found := credentials_among(auths, ref))]:
+            try:
+                return await self._at_first(ref, partial(self._resolve_at, ref=ref, credentials=credentials))
+            except PermanentFault as error:
+                refused = error
+        raise refused
 
     async def document(self, ref: ImageRef) -> bytes:
         """Return the manifest, or index, that the reference names, as the registry sends it; errors as `resolve`."""
@@ -102,8 +117,8 @@ class RegistryResolver:
             raise TransientFault(text, worst.fault, wait)
         raise PermanentFault(text, worst.fault)
 
-    async def _resolve_at(self, host: RegistryHost, ref: ImageRef) -> Digest:
-        credentials = await asyncio.to_thread(credentials_for, self._auths, host.name)
+    async def _resolve_at(self, host: RegistryHost, ref: ImageRef, credentials: Credentials | None = None) -> Digest:
+        credentials = credentials or await asyncio.to_thread(credentials_for, self._auths, host.name)
         url = _manifest_url(host, ref)
         answer, authorization = await self._ask_as("HEAD", url, ref, credentials)
         if answer.status == 405 or (answer.status == 200 and not answer.digest):
@@ -218,7 +233,11 @@ def _refusal(
         case 404:
             return PermanentFault(f"{what} does not exist: check name and tag", Fault.NOT_FOUND)
         case 401 | 403:
-            told = "asked without credentials" if anonymous else "the credentials were not enough"
+            told = (
+                "asked without credentials (`prewarm grant` lets imagePullSecrets count)"
+                if anonymous
+                else "the credentials were not enough"
+            )
             return PermanentFault(f"{what}: access denied ({status}), {told}", Fault.AUTH)
         case 429:
             return TransientFault(f"{what}: too many requests (429)", Fault.RATE_LIMIT, _seconds(retry_after))

@@ -109,6 +109,7 @@ class PodSpecView:
     tolerations: tuple[Toleration, ...] = ()
     runtime_class: str = ""
     service_account: str = "default"
+    pull_secrets: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -38,6 +38,7 @@ from agent.kube.objects import (
     Toleration,
     WorkloadView,
 )
+from agent.kube.pull_secrets import secret_names
 
 T = TypeVar("T")
 Json = Mapping[str, Any]
@@ -263,6 +264,7 @@ def parse_pod_spec(spec: Json) -> PodSpecView:
         tolerations=_tolerations(spec),
         runtime_class=_text(spec, "runtimeClassName"),
         service_account=_text(spec, "serviceAccountName") or "default",
+        pull_secrets=secret_names(spec),
     )
 
 

@@ -26,6 +26,7 @@ from tests.bed.registry import Registry
 NAMESPACE = "prewarm"
 NVML_DIRECTORY = "/etc/containerd/nvml"  # a directory that each node of the bed has to itself
 KERNEL_LOG = "kmsg"
+PRIVATE_PORT = 5002  # where a test may run a registry that asks who one is: images of private.bed
 SERVER = "registry.bed/llm-server:1"
 
 
@@ -104,6 +105,7 @@ class Product:
     def _write_overlay(self, tag: str) -> None:
         self.overlay.mkdir(exist_ok=True)
         hosts = f'server = "http://{self.bed.registry_address}"\n'
+        private = f'server = "http://{self.bed.control_address}:{PRIVATE_PORT}"\n'
         s3 = self.bed.s3
         settings = {
             "PREWARM_SOURCES": "*=s3://models/",
@@ -115,7 +117,9 @@ class Product:
         } | self._settings
         documents: dict[str, Sequence[Object]] = {
             "settings.yaml": [config_map("prewarm-settings", settings)],
-            "registries.yaml": [config_map("prewarm-registries", {"registry.bed.toml": hosts})],
+            "registries.yaml": [
+                config_map("prewarm-registries", {"registry.bed.toml": hosts, "private.bed.toml": private})
+            ],
             "secret.yaml": [
                 {
                     "apiVersion": "v1",

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
 
 from agent.core.clock import SystemClock
+from agent.core.refs import ImageRef, parse_image_ref
 from agent.images.client import ContainerdClient
 from agent.images.faults import Fault, PermanentFault
 from agent.images.keyring import Keyring
+from agent.images.registry import RegistryResolver
 from tests.contract.images_worlds import HOST, SNAPSHOTTER, RealWorld
 from tests.integration.images.hostile import Front
 
@@ -117,3 +120,40 @@ async def test_a_private_image_is_pulled_with_what_a_plugin_says_which_is_asked_
     finally:
         await client.close()
     assert (tmp_path / "asked").read_text() == f"{HOST}/private get-credentials\n"
+
+
+class Granted:
+    """Pull secrets of two namespaces, of which the first has an old password."""
+
+    async def auths(self, ref: ImageRef) -> Sequence[Mapping[str, object]]:
+        good, old = {"username": "robot", "password": SECRET}, {"username": "robot", "password": "not-the-secret"}
+        return [{HOST: old}, {"other.test": good}, {HOST: good}]
+
+
+async def test_a_private_image_is_pulled_with_the_first_pull_secret_that_the_registry_takes(
+    worlds: tuple[RealWorld, Front], tmp_path: Path
+) -> None:
+    world, front = worlds
+    await world.push("private:5", layers=1)
+    front.wants = f"Basic {BASIC}"
+    keyring = Keyring(tmp_path / "none.json", None, tmp_path, SystemClock(), Granted())
+    client = ContainerdClient(world.node.socket, SNAPSHOTTER, keyring)
+    try:
+        await client.pull(f"{HOST}/private:5", "")
+        assert await client.present(f"{HOST}/private:5")
+    finally:
+        await client.close()
+
+
+@pytest.mark.parametrize("worlds", ["2.2"], indirect=True)
+async def test_a_private_tag_is_resolved_with_a_pull_secret(worlds: tuple[RealWorld, Front]) -> None:
+    world, front = worlds
+    digest = await world.push("private:6", layers=1)
+    front.wants = f"Basic {BASIC}"
+    resolver, ref = RegistryResolver(world.directory / "certs.d"), parse_image_ref(f"{HOST}/private:6")
+    try:
+        assert await resolver.resolve(ref, lambda: Granted().auths(ref)) == digest
+        with pytest.raises(PermanentFault, match="prewarm grant"):
+            await resolver.resolve(ref)
+    finally:
+        await resolver.close()

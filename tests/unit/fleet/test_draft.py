@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from agent.kube.objects import (
     PodSpecView,
     WorkloadView,
 )
+from agent.kube.pull_secrets import PullFor
 
 NOW = datetime(2026, 3, 2, 8, 0, tzinfo=UTC)
 DEFAULTS = DemandDefaults(timezone="UTC", sources=(SourceRule(namespace="*", bucket="weights", prefix=""),))
@@ -302,3 +304,20 @@ def test_a_calendar_that_changes_changes_the_windows() -> None:
     after = FleetState(workloads=before.workloads, nodes=nodes, resolutions=KNOWN, calendars=(CHRISTMAS,))
     lengths = {len(a.endpoints[0].windows) for a in drafter.draft(after, NOW).assignments.values()}
     assert len(lengths) == 2
+
+
+def test_whose_pull_secrets_count_for_an_image_goes_with_it() -> None:
+    spec = PodSpecView(
+        containers=(ContainerView(name="server", image="registry.bed/server:1"),),
+        service_account="robot",
+        pull_secrets=("regcred",),
+    )
+    found = draft(replace(workload(), spec=spec), workload("other"))
+    chat, other = found.assignments["n1"].endpoints
+    assert (chat.service_account, chat.pull_secrets) == ("robot", ("regcred",))
+    assert (other.service_account, other.pull_secrets) == ("", ())
+    users = [
+        PullFor(namespace="shop"),
+        PullFor(namespace="shop", service_account="robot", secrets=("regcred",)),
+    ]
+    assert found.pulls == {IMAGE: tuple(users)}

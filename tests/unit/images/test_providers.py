@@ -9,7 +9,8 @@ import pytest
 from agent.core.clock import SystemClock
 from agent.core.errors import Permanent
 from agent.core.refs import parse_image_ref
-from agent.images.providers import Providers, image_matches, read_providers
+from agent.images.challenge import image_matches
+from agent.images.providers import Providers, read_providers
 
 IMAGE = parse_image_ref("1.dkr.ecr.eu-west-1.amazonaws.com/team/app:1")
 
