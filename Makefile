@@ -31,7 +31,7 @@ test: lint ## lint, and every test that needs no cluster
 	$(RUN)pytest -n 3 --dist worksteal -m "not cluster" --cov --cov-report=term:skip-covered -r s
 
 test-cluster: setup ## the tests on a real Kubernetes (root; builds it once)
-	@$(PYTHON) -m tests.bed.provision --cluster --matrix --s3 --gpu
+	@$(PYTHON) -m tests.bed.provision --cluster --matrix --mirror --s3 --gpu
 	$(RUN)pytest -m cluster -r s
 
 demo: setup ## the main job on this machine: no cluster, no root

@@ -109,6 +109,9 @@ NEEDS = {
     "prometheus": Need(newer=(("bookworm", "prometheus"),), root=False),
     "gpu": Need(packages=("gcc", "libc6-dev")),
     "lazy": replace(_CLUSTER, programs=(*_CLUSTER.programs, "containerd-stargz-grpc"), compiled=("pause", "reader")),
+    "mirror": replace(
+        _CLUSTER, packages=(*_CLUSTER.packages, "nginx-light"), newer=(*_CLUSTER.newer, ("sid", "containerd"))
+    ),
     "matrix": replace(_CLUSTER, newer=(*_CLUSTER.newer, ("trixie", "containerd"), ("sid", "containerd"))),
 }
 

@@ -7,6 +7,7 @@
     python3 -m tests.bed.provision --gpu          a C compiler, for the stub libnvidia-ml.so.1
     python3 -m tests.bed.provision --bench        the peers of `make bench-hydrate`, and a C compiler
     python3 -m tests.bed.provision --lazy         --cluster, and the stargz snapshotter
+    python3 -m tests.bed.provision --mirror       --cluster, containerd 2.1, and nginx as a mirror of the registry
     python3 -m tests.bed.provision --matrix       --cluster, and containerd 1.7 and 2.1 beside Debian 12's
 
 Standard library only, so that it runs before anything is installed. Packages go into the system, all else into

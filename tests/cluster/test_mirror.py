@@ -1,4 +1,4 @@
-"""Three nodes warm one image through a mirror on one of them: a pull-through registry, as containerd's hosts.toml names it."""
+"""Three nodes warm one image through a mirror on one of them: nginx as a pull-through cache, as containerd's hosts.toml names it."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ ACCESS = re.compile(r'^(\S+) - - \[[^]]*\] "GET (\S+) HTTP/1\.1" 20[06] (\d+)', 
 
 @pytest.fixture
 def mirrored() -> Iterator[Bed]:
-    """Three nodes with containerd 2.1.9, which ask a registry on node-1 first."""
-    if (reason := needs.why_not("matrix")) or (containerd := needs.newer("sid", "containerd")) is None:
+    """Three nodes with containerd 2.1.9, which ask a mirror on node-1 first."""
+    if (reason := needs.why_not("mirror")) or (containerd := needs.newer("sid", "containerd")) is None:
         pytest.skip(f"no cluster: {reason}")
     with Bed(PROJECT / ".cache" / f"bed-mirror-{os.getpid()}", nodes=3, containerd=[containerd]) as bed:
         start_mirror(bed)
@@ -57,15 +57,31 @@ def mirror(bed: Bed) -> str:
 
 
 def start_mirror(bed: Bed) -> None:
-    config = bed.work / "mirror.yml"
-    config.write_text(f"""version: 0.1
-log: {{level: warn, accesslog: {{disabled: true}}}}
-storage: {{filesystem: {{rootdirectory: {bed.work}/mirror}}}}
-http: {{addr: ":{MIRROR_PORT}"}}
-proxy: {{remoteurl: "http://{bed.registry_address}"}}
+    """A cache that fetches each layer once, however many ask at the same moment; docker-registry as a proxy fetches it twice."""
+    directory = bed.work / "mirror"
+    directory.mkdir()
+    (bed.work / "mirror.conf").write_text(f"""
+daemon off; user root; worker_processes 1; pid {directory}/pid; error_log stderr warn;
+events {{}}
+http {{
+  access_log off;
+  client_body_temp_path {directory}/body; proxy_temp_path {directory}/temp;
+  fastcgi_temp_path {directory}/f; uwsgi_temp_path {directory}/u; scgi_temp_path {directory}/s;
+  proxy_cache_path {directory}/cache keys_zone=layers:1m use_temp_path=off;
+  server {{
+    listen {MIRROR_PORT};
+    location / {{
+      proxy_pass http://{bed.registry_address};
+      proxy_http_version 1.1; proxy_set_header Connection ""; proxy_set_header Accept $http_accept;
+      proxy_cache layers; proxy_cache_key $uri; proxy_cache_valid 200 1h;
+      proxy_cache_lock on; proxy_cache_lock_timeout 1h; proxy_cache_lock_age 1h;
+    }}
+  }}
+}}
 """)
-    start(bed.inside(MIRROR_NODE, ["docker-registry", "serve", str(config)]), bed.log("mirror"), ENVIRONMENT)
-    wait_until(lambda: answers(f"http://{mirror(bed)}/v2/"), 30, "the mirror answers")
+    nginx = ["nginx", "-p", str(directory), "-c", str(bed.work / "mirror.conf"), "-e", "stderr"]
+    start(bed.inside(MIRROR_NODE, nginx), bed.log("mirror"), ENVIRONMENT)
+    wait_until(lambda: answers(f"http://{mirror(bed)}/v2/"), 30, f"the mirror answers; see {bed.log('mirror')}")
 
 
 def answers(url: str) -> str:
@@ -144,6 +160,7 @@ def test_three_nodes_cost_the_registry_one_image_and_a_mirror_that_dies_costs_no
     bed, agents = mirrored, {node: NodeAgent(mirrored, node) for node in mirrored.nodes}
     first, second = agents["node-1"], agents["node-2"]
     image = push(bed, "shared")
+    bed.shape(200)
 
     first.start(image)  # one node is seeded, the others follow
     first.wait_warm(image)
@@ -164,7 +181,7 @@ def test_three_nodes_cost_the_registry_one_image_and_a_mirror_that_dies_costs_no
     before = second.received("mirror")
     second.ask_for(image)
     wait_until(lambda: second.received("mirror") > before + 0.2 * IMAGE_BYTES, 30, "a part has come from the mirror")
-    for pid in bed.node_pids(MIRROR_NODE, "docker-registry"):
+    for pid in bed.node_pids(MIRROR_NODE, "nginx"):
         os.kill(pid, signal.SIGKILL)
     reason = second.wait_warm(image)
 
