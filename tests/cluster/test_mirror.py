@@ -21,7 +21,7 @@ from agent.core.assignment_json import format_time
 from tests.bed import Bed, needs
 from tests.bed.bed import PROJECT
 from tests.bed.layers import Layer
-from tests.bed.process import ENVIRONMENT, start
+from tests.bed.process import ENVIRONMENT, Process, descendants, start
 from tests.bed.registry import Registry
 from tests.bed.settings import REGISTRY
 from tests.cluster.product import wait_until
@@ -80,8 +80,15 @@ http {{
 }}
 """)
     nginx = ["nginx", "-p", str(directory), "-c", str(bed.work / "mirror.conf"), "-e", "stderr"]
-    start(bed.inside(MIRROR_NODE, nginx), bed.log("mirror"), ENVIRONMENT)
+    start(bed.inside(MIRROR_NODE, nginx), bed.log("mirror"), ENVIRONMENT).save(bed.work / "run" / "mirror.pid")
     wait_until(lambda: answers(f"http://{mirror(bed)}/v2/"), 30, f"the mirror answers; see {bed.log('mirror')}")
+
+
+def kill_mirror(bed: Bed) -> None:
+    process = Process.load(bed.work / "run" / "mirror.pid")
+    assert process is not None
+    for pid in descendants(process.pid):
+        os.kill(pid, signal.SIGKILL)
 
 
 def answers(url: str) -> str:
@@ -141,7 +148,8 @@ class NodeAgent:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(io.StringIO()):
             code = main(["status", "--json", "--socket", socket])
         items = json.loads(out.getvalue())["items"] if code == 0 else []
-        return next((i["reason"] for i in items if (i["ref"], i["level"]) == (image, "unpacked")), "")
+        warm = (i["reason"] for i in items if (i["ref"], i["level"]) == (image, "unpacked"))
+        return next((reason for reason in warm if "fetched" in reason), "")  # said when the pull has ended
 
 
 def sent(bed: Bed, repository: str, to: str = "") -> int:
@@ -181,8 +189,7 @@ def test_three_nodes_cost_the_registry_one_image_and_a_mirror_that_dies_costs_no
     before = second.received("mirror")
     second.ask_for(image)
     wait_until(lambda: second.received("mirror") > before + 0.2 * IMAGE_BYTES, 30, "a part has come from the mirror")
-    for pid in bed.node_pids(MIRROR_NODE, "nginx"):
-        os.kill(pid, signal.SIGKILL)
+    kill_mirror(bed)
     reason = second.wait_warm(image)
 
     by_log = sent(bed, "broken", bed.settings.addresses.node("node-2"))
