@@ -41,7 +41,8 @@ auth: {{htpasswd: {{realm: bed, path: {users}}}}}
     for node in bed.nodes:
         hosts = bed.disk(node) / "etc/containerd/certs.d" / HOST / "hosts.toml"
         hosts.parent.mkdir(exist_ok=True)
-        hosts.write_text(f'server = "http://{bed.control_address}:{PRIVATE_PORT}"\n')
+        url = f"http://{bed.control_address}:{PRIVATE_PORT}"
+        hosts.write_text(f'server = "{url}"\n[host."{url}"]\n')  # containerd 1.6 wants both
     yield bed
     bed.kill_service("private")
 
