@@ -57,11 +57,30 @@ def models() -> Models:
     return Models()
 
 
+class Dying(KubeApi):
+    """A connection of which nothing comes through after so many writes of NodeWarmups."""
+
+    def __init__(self, server: FixedServer, writes: int) -> None:
+        super().__init__(server)
+        self._left = writes
+        self.dead = False
+
+    async def _ask(self, method: str, path: str, **other: Any) -> Any:
+        writes = method != "GET" and path.startswith(WARMUPS)
+        self.dead = self.dead or (writes and not self._left)
+        if self.dead:
+            raise Transient("dead")
+        self._left -= writes
+        return await super()._ask(method, path, **other)
+
+
 @asynccontextmanager
-async def planner(server: FakeApiServer, models: Models, name: str = "one") -> AsyncIterator[Fleet]:
+async def planner(
+    server: FakeApiServer, models: Models, name: str = "one", *, through: KubeApi | None = None
+) -> AsyncIterator[Fleet]:
     """Run one replica."""
     settings = Settings(sources=(SourceRule(namespace="*", bucket="weights", prefix=""),))
-    async with KubeApi(FixedServer(server.url)) as api:
+    async with through or KubeApi(FixedServer(server.url)) as api:
         fleet = Fleet(api, settings, identity=name, models=models, images=Images(), clock=SystemClock())
         task = asyncio.create_task(fleet.run(), name=name)
         try:
@@ -152,6 +171,39 @@ async def test_second_replica_takes_over_with_s3_away_and_changes_nothing(
         await deployment(server, "broken", models="http://weights/llama/")
         await until(server, lambda: events(server) == {("broken", "Invalid")})
         assert server.get(f"{WARMUPS}/n1") == before
+
+
+@pytest.mark.parametrize("writes", [1, 12, 29])
+async def test_a_leader_that_dies_between_two_writes_is_followed_by_one_that_goes_on_with_the_same_plan(
+    server: FakeApiServer, models: Models, writes: int
+) -> None:
+    for n in range(40):
+        status = {"conditions": [{"type": "Ready", "status": "True"}]}
+        await server.put(f"/api/v1/nodes/m{n}", {"metadata": {"uid": f"uid-m{n}"}, "spec": {}, "status": status})
+    where = {"models": "s3://weights/llama/", "schedule": "0 9 * * *"}
+
+    def having(name: str) -> set[str]:
+        found = server.all(WARMUPS)
+        return {w["metadata"]["name"] for w in found if name in {e["name"] for e in w["spec"]["endpoints"]}}
+
+    await deployment(server, "first", nodes="all", **where)
+    async with planner(server, models):
+        await until(server, lambda: len(having("first")) == 41)
+    await deployment(server, "second", nodes="30", **where)
+    dying = Dying(FixedServer(server.url), writes)
+    async with planner(server, models, through=dying):
+        await until(server, lambda: dying.dead)
+    assert writes <= len(having("second")) < 30
+    lease = "/apis/coordination.k8s.io/v1/namespaces/prewarm/leases/prewarm-planner"
+    held = server.get(lease) or {}
+    assert held["spec"]["holderIdentity"] == "one"
+    await server.put(lease, held | {"spec": held["spec"] | {"holderIdentity": ""}})  # as if its time had run out
+    async with planner(server, models, "two"):
+        await until(server, lambda: len(having("second")) == 30)
+        await asyncio.sleep(0.5)  # for a write too many
+    assert len(having("second")) == 30
+    assert {server.count("PATCH", f"/nodewarmups/{name}") for name in having("second")} == {1}
+    assert {server.count("PATCH", f"/nodewarmups/{name}") for name in having("first") - having("second")} == {0}
 
 
 async def test_returning_planner_sweeps_before_it_plans(server: FakeApiServer, models: Models) -> None:
