@@ -12,6 +12,7 @@ WANTED = {  # by the end of its name, for an overlay may put a prefix before it;
     "prewarm-agent-nodewarmups": "agent",
     "prewarm-planner-nodes": "planner",
     "prewarm-planner-nodewarmups": "planner",
+    "prewarm-planner-configmaps": "planner",
 }
 AGENT_PODS = "app.kubernetes.io/name=prewarm,app.kubernetes.io/component=agent"  # as in deploy/
 PLANNER_PODS = "app.kubernetes.io/name=prewarm,app.kubernetes.io/component=planner"
@@ -33,7 +34,7 @@ def policy_advice(
     for wanted, who in WANTED.items():
         found = [p for p in policies if p.name.endswith(wanted)]
         if not found:
-            message = f"missing: nothing but RBAC holds the {who}, and RBAC cannot say which node or label is its own"
+            message = f"missing: nothing but RBAC holds the {who}, and RBAC cannot say which node, label or name is its own"
             yield Advice(about=f"policy {wanted}", message=message, cure=_APPLY)
             continue
         for policy in found:
