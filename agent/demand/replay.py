@@ -1,7 +1,7 @@
 """The forecast as a policy that is stepped through recorded traffic: the code the planner runs, and nothing besides.
 
-`policy(endpoints, slot_seconds, budget)` makes one; endpoints have a name, a time zone and a group. Several budgets share all but
-their prices.
+`policy(endpoints, slot_seconds, budget)` makes one; endpoints have a name, a time zone and a group, and several budgets share all but
+their prices. `replicas(endpoint, slot_seconds)` is the forecast of one series' replicas.
 """
 
 from __future__ import annotations
@@ -13,7 +13,10 @@ from typing import Protocol
 from agent.core.errors import Invalid
 from agent.demand.activity import REPORTED_LATE, Site
 from agent.demand.forecast import Forecast
+from agent.demand.replicas import replicas
 from agent.demand.wall import SLOT, SLOT_SECONDS
+
+__all__ = ["Policy", "Recorded", "policy", "replicas"]
 
 
 class Recorded(Protocol):

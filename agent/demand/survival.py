@@ -12,6 +12,7 @@ from datetime import datetime, timedelta
 import numpy as np
 
 from agent.demand.activity import NEVER
+from agent.demand.arrays import Floats
 from agent.demand.features import look
 from agent.demand.forecast import Forecast
 from agent.demand.wall import SLOT
@@ -34,14 +35,7 @@ class NextUse:
 def next_use(forecast: Forecast, at: datetime, horizon: timedelta = HORIZON) -> Mapping[str, NextUse]:
     """Return for every endpoint seen before when it is used next, for the slot at `at` that is two after the newest report."""
     steps = _steps(horizon // SLOT)
-    quiet = np.zeros(len(forecast.memory.sites))  # logarithm of the chance of no use so far
-    chances = []
-    for slot, length in steps:
-        view = look(forecast.memory, at + slot * SLOT, silent=slot)
-        hazard = np.clip(forecast.hazard(view), 0, 1 - 1e-9)
-        quiet = quiet + length * np.log1p(-hazard)
-        chances.append(1 - np.exp(quiet))
-    used = np.array(chances).reshape(len(steps), -1)
+    used = _used_by_then(forecast, at, steps)
     starts = [at + slot * SLOT for slot, _ in steps]
     found = {}
     for row, site in enumerate(forecast.memory.sites):
@@ -49,6 +43,25 @@ def next_use(forecast: Forecast, at: datetime, horizon: timedelta = HORIZON) -> 
             p10, p50, p90 = (_first(used[:, row] >= quantile, starts) for quantile in QUANTILES)
             found[site.name] = NextUse(p10=p10, p50=p50, p90=p90)
     return found
+
+
+def used_within(forecast: Forecast, at: datetime, horizon: timedelta) -> Floats:
+    """Return for every endpoint the chance of a use from the slot at `at` on, in half hours; 0 for one never seen."""
+    steps = [(slot, _COARSE) for slot in range(0, horizon // SLOT, _COARSE)]
+    chance: Floats = np.where(forecast.memory.age < NEVER, _used_by_then(forecast, at, steps)[-1], 0)
+    return chance
+
+
+def _used_by_then(forecast: Forecast, at: datetime, steps: list[tuple[int, int]]) -> Floats:
+    """Return the chance of a use up to the end of each step [step, endpoint]."""
+    quiet = np.zeros(len(forecast.memory.sites))  # logarithm of the chance of no use so far
+    chances = []
+    for slot, length in steps:
+        view = look(forecast.memory, at + slot * SLOT, silent=slot)
+        quiet = quiet + length * np.log1p(-np.clip(forecast.hazard(view), 0, 1 - 1e-9))
+        chances.append(1 - np.exp(quiet))
+    used: Floats = np.array(chances).reshape(len(steps), -1)
+    return used
 
 
 def _steps(slots: int) -> list[tuple[int, int]]:

@@ -13,6 +13,7 @@ from agent.cli import main
 from agent.cli.recordings import read_recording
 from agent.core.errors import Invalid
 from agent.demand.recording import Recorded, Recording, count
+from bench import cache
 from tests.unit.demand.traffic import every, office, slots
 
 
@@ -76,6 +77,25 @@ def test_counts_agree_with_a_slow_count() -> None:
     assert (found.returns, found.met) == (returns, met)
     assert found.idle_hours == pytest.approx(idle / 6)
     assert found.wasted_hours == pytest.approx(wasted / 6)
+
+
+def test_a_full_disk_is_simulated_as_by_hand() -> None:
+    """One place, two robots in turn: LRU always holds the wrong one, whoever knows the future the right one."""
+    active = np.zeros((2, 600), bool)
+    active[0, ::20], active[1, 10::20] = True, True
+    recording = Recording(
+        start=0,
+        endpoints=tuple(Recorded(name=f"e{i}", timezone="UTC", group="g") for i in range(2)),
+        active=active,
+        known=np.ones(600, bool),
+        counted=np.arange(600) >= 300,
+    )
+    found = {rule: cache.simulate(recording, rule, worth, 1, True) for rule, worth in cache.worths(recording).items()}
+    assert found["LRU"].hits_pct == 0
+    assert found["LRU"].loads_a_day == pytest.approx(14.4, abs=0.5), "every use is a download"
+    assert found["Belady, prefetch"].hits_pct == 100
+    assert found["Belady"].hits_pct == 50, "the one used sooner stays, and is never replaced"
+    assert found["forecast"].hits_pct > 50
 
 
 def test_a_folder_with_gaps_is_read(tmp_path: Path) -> None:
