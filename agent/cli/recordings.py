@@ -14,6 +14,7 @@ from zoneinfo import ZoneInfo
 import numpy as np
 
 from agent.core.errors import Invalid, cut
+from agent.demand import values
 from agent.demand.recording import Recorded, Recording
 from agent.demand.wall import DAY_SLOTS, SLOT_SECONDS
 
@@ -24,7 +25,7 @@ MAX_CELLS = 500_000_000
 def read_recording(path: Path, zone: str = "UTC", learn_days: int = 7) -> Recording:
     """Read a folder (trace.toml, endpoints.csv, demand.csv or .gz), or one CSV file of endpoint,slot_start_epoch_s,demand.
 
-    A single file has one time zone and one group for all, and its first `learn_days` are only learned from.
+    endpoints.csv has endpoint,timezone and, if known, group and schedule (as the annotation is written). A single file has one time zone and one group for all, and its first `learn_days` are only learned from.
 
     Raises:
         Invalid: with the file and line of what cannot be read.
@@ -42,6 +43,7 @@ def _folder(folder: Path) -> Recording:
             name=_field(row, "endpoint", folder),
             timezone=_field(row, "timezone", folder),
             group=row.get("group") or "all",
+            schedule=values.schedule(declared) if (declared := row.get("schedule")) else (),
         )
         for row in _rows(folder / "endpoints.csv")
     )

@@ -96,9 +96,7 @@ def _print(recording: Recording, lines: Sequence[dict[str, float]], proposed: Se
             f" {line['waste_pct']:>6.1f}% {wasted:>14} {line['cold_seconds_saved'] / 3600:>9.1f} h"
         )
     for each in proposed:
-        print(
-            f"\n{each.endpoint}: of {each.days} working days the middle 80 % began between {each.p10} and {each.p90}; declare"
-        )
+        print(f"\n{each.endpoint}: {each.why}; {'declare' if each.annotations else 'remove its schedule'}")
         for name, value in each.annotations.items():
             print(f'  {name}: "{value}"')
 

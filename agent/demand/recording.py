@@ -22,6 +22,7 @@ class Recorded:
     name: str
     timezone: str
     group: str
+    schedule: tuple[str, ...] = ()  # declared starts of windows, as cron expressions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

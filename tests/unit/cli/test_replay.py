@@ -12,9 +12,10 @@ import pytest
 from agent.cli import main
 from agent.cli.recordings import read_recording
 from agent.core.errors import Invalid
+from agent.demand.propose import proposals
 from agent.demand.recording import Recorded, Recording, count
 from bench import cache
-from tests.unit.demand.traffic import every, office, slots
+from tests.unit.demand.traffic import Active, every, office, slots
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +46,36 @@ def test_replay_prints_hits_waste_and_a_schedule(
     [proposal] = [each for each in found["proposals"] if each["endpoint"] == "office"]
     assert proposal["annotations"]["prewarm.dev/schedule"] == "0 8 * * MON-FRI"
     assert "<svg" in html.read_text()
+
+
+def recording_of(traffic: Active, *schedule: str, zone: str = "UTC") -> Recording:
+    """Three weeks of one endpoint."""
+    times = slots(21)
+    return Recording(
+        start=int(times[0].timestamp()),
+        endpoints=(Recorded(name="e", timezone=zone, group="g", schedule=schedule),),
+        active=np.array([[traffic(at) for at in times]]),
+        known=np.ones(len(times), bool),
+        counted=np.ones(len(times), bool),
+    )
+
+
+def test_a_schedule_is_compared_with_what_really_happened() -> None:
+    early = office(zone="Europe/Berlin", opens=7)
+    [late] = proposals(recording_of(early, "0 9 * * MON-FRI", zone="Europe/Berlin"))
+    assert late.why.startswith("declared 09:00, real P10 07:00: of ")
+    assert late.annotations["prewarm.dev/schedule"] == "0 7 * * MON-FRI"
+    assert not list(proposals(recording_of(early, "0 7 * * MON-FRI", zone="Europe/Berlin")))
+
+
+def test_a_window_that_is_never_used_is_named() -> None:
+    [unused] = proposals(recording_of(office(opens=9), "0 20 * * *"))
+    assert unused.why == "none of 21 declared windows saw a request within its first hour"
+    assert not unused.annotations
+
+
+def test_irregular_traffic_is_left_alone() -> None:
+    assert not list(proposals(recording_of(every(7))))
 
 
 def test_counts_agree_with_a_slow_count() -> None:
@@ -102,11 +133,14 @@ def test_a_folder_with_gaps_is_read(tmp_path: Path) -> None:
     (tmp_path / "trace.toml").write_text(
         "slot_seconds=600\nstart=0\nevaluation_start=600\nevaluation_end=3000\nknown_gaps=[[1200,1800]]\n"
     )
-    (tmp_path / "endpoints.csv").write_text("endpoint,timezone,group\na,Europe/Berlin,team\nb,UTC,team\n")
+    (tmp_path / "endpoints.csv").write_text(
+        "endpoint,timezone,group,schedule\na,Europe/Berlin,team,0 9 * * *; 0 17 * * *\nb,UTC,team,\n"
+    )
     with gzip.open(tmp_path / "demand.csv.gz", "wt") as lines:
         csv.writer(lines).writerows([["endpoint", "slot_start_epoch_s", "demand"], ["a", 600, 2], ["b", 2400, 1]])
     found = read_recording(tmp_path)
     assert found.active.tolist() == [[False, True, False, False, False], [False, False, False, False, True]]
+    assert [each.schedule for each in found.endpoints] == [("0 9 * * *", "0 17 * * *"), ()]
     assert found.known.tolist() == [True, True, False, True, True]
     assert found.counted.tolist() == [False, True, True, True, True]
 
