@@ -53,6 +53,10 @@ class Price:
         """The lowest score that is bought."""
         return self._asked + self._correction + _AT_ONCE * self._overspent
 
+    def forget_unsettled(self) -> None:
+        """Do not count the last slots of idle times that are not long enough yet: their endpoints have changed places."""
+        self._unsettled.clear()
+
     def pay(self, score: Floats, warm: Flags, age: Ints) -> None:
         """Enter a slot that is over: what was asked and bought in it, and for how long each endpoint had been idle at its end.
 

@@ -169,6 +169,15 @@ def test_a_new_endpoint_borrows_from_its_group() -> None:
     assert hazard[4] > hazard[5] + 0.5
 
 
+def test_the_forecast_goes_on_when_endpoints_come_and_go() -> None:
+    forecast, traffic = Forecast(sites(4), [0.3]), [office(jitter_seed=i) for i in range(4)]
+    play(forecast, traffic, slots(4.4))
+    forecast.resettle([*sites(6)[4:], *sites(4)[1:3]])
+    decided = play(forecast, [never, never, *traffic[1:3]], slots(4, START + timedelta(days=4.4)))
+    assert {"e1", "e2"} <= set().union(*decided)
+    assert not {"e0", "e3", "e4", "e5"} & set().union(*decided), "they have left, or were never used"
+
+
 def test_leaving_endpoints_are_forgotten_and_the_others_keep_their_memory() -> None:
     memory = Activity(sites(3))
     for at in slots(2):
