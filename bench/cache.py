@@ -2,9 +2,9 @@
 
     python -m bench.cache RECORDING...
 
-All models are of one size. A model that was used in the last 30 minutes is running and stays. Its place counts, or not: on a node of
-its own the room is what the running ones leave (`of all`), and a fleet gives running ones a node each (`beside`). A hit is a return,
-after 30 idle minutes, to a model on disk. LRU, LFU and Belady load on demand; the forecast and its ideal also load beforehand.
+All models are of one size. A model that was used in the last 30 minutes is running and stays, whatever the room. `beside`: the room is
+for idle models, beside the running ones. `of all`: it is for all models, and what is running takes its part of it, or all. A hit is
+a return, after 30 idle minutes, to a model on disk. LRU, LFU and Belady load on demand; the forecast, and its ideal, beforehand too.
 """
 
 from __future__ import annotations
@@ -103,6 +103,13 @@ def _chosen(rule: str, worth: Floats, held: Flags, idle: Flags, places: int) -> 
     return kept & allowed
 
 
+def _running(recording: Recording) -> float:
+    """Return how many models are running on average in the slots that count."""
+    active = recording.active
+    recent = [np.roll(active, slots, axis=1) for slots in range(RETURN_AFTER)]
+    return float(np.logical_or.reduce(recent)[:, recording.counted].sum(axis=0).mean())
+
+
 def main() -> None:
     """Print a table for each recording."""
     for path in map(Path, sys.argv[1:]):
@@ -110,7 +117,8 @@ def main() -> None:
         rules, count = worths(recording), len(recording.endpoints)
         rooms = [(share, max(1, round(share * count)), beside) for beside in (True, False) for share in SHARES]
         heads = [f"{share:.0%} {'beside' if beside else 'of all'}" for share, _, beside in rooms]
-        print(f"\n{path.name}, {count} models: % of returns found on disk / downloads a day, room for\n")
+        print(f"\n{path.name}: {count} models, of which {_running(recording):.1f} are running on average.")
+        print("% of returns found on disk / downloads a day, with room for\n")
         print(f"| rule | {' | '.join(heads)} |\n|---|{'---|' * len(rooms)}")
         for rule, worth in rules.items():
             results = [simulate(recording, rule, worth, room, beside) for _, room, beside in rooms]
