@@ -60,11 +60,11 @@ class Activity:
         count = len(sites)
         self._day_off = day_off
         self.slots = 0
-        self._known_in_a_row = 0
+        self._known_in_a_row = np.zeros(count, np.int64)
         self.age = np.full(count, NEVER, np.int64)  # slots idle up to the newest report, that one included
         self.certain = np.zeros(count, bool)  # False before the first request, and after a gap until the next one
         self.shares = np.zeros((count, len(SHARE_HALF_LIVES)), np.float32)
-        self.share_chances = np.zeros(len(SHARE_HALF_LIVES), np.float32)
+        self.share_chances = np.zeros((count, len(SHARE_HALF_LIVES)), np.float32)
         self.returns = np.zeros((count, len(RETURN_HALF_LIVES)), np.float32)
         self.base = np.zeros((count, 2), np.float32)  # returns, slots at risk
         self.by_age = np.zeros((count, AGE_BINS, 2), np.float32)
@@ -75,12 +75,13 @@ class Activity:
         self.period = np.zeros(count, np.int64)  # slots between the last two returns
         self.burst = np.zeros(count, np.int64)  # active slots in a row, now or last
         self.today = np.zeros(count, bool)  # active since midnight
+        self.today_known = np.zeros(count, bool)  # anything known since midnight
         self.weekday = np.full(count, -1, np.int64)  # of the newest report, on the endpoint's clock
         self.off = np.zeros(count, np.int64)
         self.days = np.zeros((count, 2, 2), np.float32)  # active days and all days, of working days and of days off
         self.surprise = np.zeros((count, 2), np.float32)  # active slots and expected ones, of the last hours
         self.ring = np.zeros((count, RING), np.float32)
-        self.ring_known = np.zeros(RING, bool)
+        self.ring_known = np.zeros((count, RING), bool)
         self.recent = SlotTable(count, 2, 7, len(CHANNELS))  # by working days and days off, as `slow`
         self.weekdays = SlotTable(count, 7, 28, len(CHANNELS))
         self.slow = SlotTable(count, 2, 35, len(CHANNELS))
@@ -118,37 +119,44 @@ class Activity:
         """Return for each endpoint the mean over its groups of a value that each pair of group and endpoint has."""
         return (np.bincount(self.pair_row, values, len(self.sites)) / self.groups_of_row).astype(np.float32)
 
-    def observe(self, at: datetime, active: Flags | None) -> Outcome | None:
-        """Learn what happened in the slot that began at `at`; None where nothing is known of it, and nothing is returned."""
+    def observe(self, at: datetime, active: Flags | None, known: Flags | None = None) -> Outcome | None:
+        """Learn what happened in the slot that began at `at`, for all or for those `known`.
+
+        None where nothing is known of it; then nothing is returned.
+        """
         if active is None:
             self._skip()
             return None
         wall = self.clock.at(at)
-        at_risk = self.certain & (self.age >= RETURN_AFTER)
+        known = np.ones(len(self.sites), bool) if known is None else known
+        active = active & known
+        at_risk = self.certain & (self.age >= RETURN_AFTER) & known
         returned = at_risk & active
-        self._note_times_of_day(wall, active, at_risk, returned)
+        self._note_times_of_day(wall, active, known, at_risk, returned)
         self._note_ages(wall, at_risk, returned)
-        self._note_levels(active, at_risk, returned)
-        self._note_days(wall, active)
-        self._note_gaps(active, returned)
-        self._remember(active)
+        self._note_levels(active, known, at_risk, returned)
+        self._note_days(wall, active, known)
+        self._note_gaps(active, known, returned)
+        self._remember(active, known)
         return Outcome(at_risk=at_risk, returned=returned)
 
     def _skip(self) -> None:
         """Let a slot pass of which nothing is known."""
-        self._known_in_a_row = 0
+        self._known_in_a_row[:] = 0
         self.age += 1
         self.certain[:] = False
         self.ring[:, self.slots % RING] = 0
-        self.ring_known[self.slots % RING] = False
+        self.ring_known[:, self.slots % RING] = False
         self.slots += 1
 
-    def _note_times_of_day(self, wall: WallTime, active: Flags, at_risk: Flags, returned: Flags) -> None:
+    def _note_times_of_day(self, wall: WallTime, active: Flags, known: Flags, at_risk: Flags, returned: Flags) -> None:
         rows, slot = self._rows, wall.slot
         usual = self.slow.around(rows, wall.off, slot, NEAR[None, :])[:, 0]
-        expected = (usual[:, 0] + 0.5 * self.shares[:, 3] / max(self.share_chances[3], 1e-9)) / (usual[:, 1] + 0.5)
-        self.surprise = self.surprise * np.float32(_SURPRISE_DECAY) + np.stack([active, expected], axis=1)
-        seen = (self.age < NEVER) | active
+        expected = (usual[:, 0] + 0.5 * self.shares[:, 3] / np.maximum(self.share_chances[:, 3], 1e-9)) / (
+            usual[:, 1] + 0.5
+        )
+        self.surprise = self.surprise * np.float32(_SURPRISE_DECAY) + np.stack([active, expected * known], axis=1)
+        seen = ((self.age < NEVER) | active) & known
         counts = np.stack([active, seen, returned, at_risk], axis=1, dtype=np.float32)
         self.recent.add(rows, wall.off, slot, counts)
         self.weekdays.add(rows, wall.weekday, slot, counts)
@@ -168,43 +176,42 @@ class Activity:
         young = self.age[rows] < EXACT_AGES
         self.by_exact_age[rows[young], self.age[rows[young]]] += count[young]
 
-    def _note_levels(self, active: Flags, at_risk: Flags, returned: Flags) -> None:
+    def _note_levels(self, active: Flags, known: Flags, at_risk: Flags, returned: Flags) -> None:
         self.base = self.base * np.float32(_BASE_DECAY) + np.stack([returned, at_risk], axis=1)
         self.shares = self.shares * SHARE_DECAYS + active[:, None]
-        self.share_chances = self.share_chances * SHARE_DECAYS + 1
+        self.share_chances = self.share_chances * SHARE_DECAYS + known[:, None]
         self.returns = self.returns * RETURN_DECAYS + returned[:, None]
 
-    def _note_days(self, wall: WallTime, active: Flags) -> None:
-        """Where a day has ended, enter whether the endpoint was active in it."""
-        ended = np.flatnonzero((wall.weekday != self.weekday) & (self.weekday >= 0))
+    def _note_days(self, wall: WallTime, active: Flags, known: Flags) -> None:
+        """Where a day has ended, enter whether the endpoint was active in it; not if nothing of that is known."""
+        changed = (wall.weekday != self.weekday) & (self.weekday >= 0)
+        ended = np.flatnonzero(changed & self.today_known)
         kind = self.off[ended]
         day = np.stack([self.today[ended], np.ones(len(ended))], axis=1).astype(np.float32)
         self.days[ended, kind] = self.days[ended, kind] * np.float32(_DAY_DECAY) + day
-        self.today[ended] = False
         self.weekday, self.off = wall.weekday, wall.off
-        self.today |= active
+        self.today, self.today_known = self.today & ~changed | active, self.today_known & ~changed | known
 
-    def _note_gaps(self, active: Flags, returned: Flags) -> None:
+    def _note_gaps(self, active: Flags, known: Flags, returned: Flags) -> None:
         self.last_gaps[returned] = np.stack([self.age, self.last_gaps[:, 0]], axis=1)[returned]
         self.period[returned] = self.slots - self.last_start[returned]
         self.last_start[returned] = self.slots
         self.burst = np.where(active, np.where(self.age > 0, 1, self.burst + 1), self.burst)
         self.age = np.where(active, 0, self.age + 1)
-        self.certain |= active
-        self._known_in_a_row += 1
-        if self._known_in_a_row == DAY_SLOTS:
-            self.certain |= self.age < NEVER
+        self._known_in_a_row = np.where(known, self._known_in_a_row + 1, 0)
+        recovered = (self._known_in_a_row >= DAY_SLOTS) & (self.age < NEVER)
+        self.certain = self.certain & known | active | recovered
 
-    def _remember(self, active: Flags) -> None:
+    def _remember(self, active: Flags, known: Flags) -> None:
         self.ring[:, self.slots % RING] = active
-        self.ring_known[self.slots % RING] = True
+        self.ring_known[:, self.slots % RING] = known
         self.slots += 1
 
     def ago(self, lags: Ints) -> tuple[Floats, Flags]:
-        """Return who was active in the slots `lags` before the one that is decided [row, lag], and which of these are known."""
+        """Return who was active in the slots `lags` before the one that is decided [row, lag], and of whom that is known."""
         newest = self.slots - 1 + REPORTED_LATE
         at = (newest - lags) % RING
-        known = self.ring_known[at] & (lags >= REPORTED_LATE) & (lags <= min(newest, RING))
+        known = self.ring_known[:, at] & (lags >= REPORTED_LATE) & (lags <= min(newest, RING))
         return self.ring[:, at] * known, known
 
     def resettle(self, sites: Sequence[Site]) -> None:
@@ -222,8 +229,6 @@ class Activity:
 
 
 _SHARED = (
-    "share_chances",
-    "ring_known",
     "pair_group",
     "pair_row",
     "groups_of_row",

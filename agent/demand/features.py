@@ -194,8 +194,8 @@ def _ago(memory: Activity, found: dict[str, Floats], silent: int) -> None:
         active @ _OF_NAME,
         (known | (lags < REPORTED_LATE)) @ _OF_NAME,
     )  # the silence assumed is known, too
-    for i, name in enumerate(_LAGS):
-        found[name] = events[:, i] / chances[i] if chances[i] else found["active_wide"]
+    shares = np.where(chances > 0, events / np.maximum(chances, 1), found["active_wide"][:, None])
+    found.update((name, shares[:, i]) for i, name in enumerate(_LAGS))
     for name in ("yesterday", "last_week"):
         found[name] = np.minimum(1, 3 * found[name])
 

@@ -1,8 +1,8 @@
 """The forecast of a fleet: told each slot who was active, it says who is worth being warm. Pure.
 
-The seam to whoever knows the traffic: `observe` takes the slots in order, once each, as the names of those active in it, or None
-for one of which nothing is known; a bitmap of activity and one of knowledge for each endpoint are such slots, seen the other way. What
-comes out is `decide`, who should be warm two slots on, and `agent.demand.survival`, when each is used next. `resettle` follows endpoints that
+The seam to whoever knows the traffic: `observe` takes the slots in order, once each, as the names of those active in it and of
+those of which nothing is known; a bitmap of activity and one of knowledge for each endpoint are such slots, seen the other way. What comes
+out is `decide`, who should be warm two slots on, and `agent.demand.survival`, when each is used next. `resettle` follows endpoints that
 come and go. Nothing is kept but in memory: after a restart the recorded slots are told again, some 7 ms each for a thousand endpoints.
 """
 
@@ -60,8 +60,8 @@ class Forecast:
         for price in self.prices:
             price.forget_unsettled()
 
-    def observe(self, at: datetime, active: Collection[str] | None) -> None:
-        """Learn who was active in the slot that began at `at`, or that nothing is known of it (None).
+    def observe(self, at: datetime, active: Collection[str] | None, unknown: Collection[str] = ()) -> None:
+        """Learn who was active in the slot that began at `at`, or that nothing is known of it (None), or not of those `unknown`.
 
         Slots come in order; those left out in between are unknown.
 
@@ -71,13 +71,14 @@ class Forecast:
         if self._next is not None and at < self._next:
             raise Invalid(f"the slot at {at} was told already: tell slots in order, the next is {self._next}")
         while self._next is not None and self._next < at:
-            self._observe(self._next, None)
-        self._observe(at, None if active is None else self.memory.flags(active))
+            self._observe(self._next, None, None)
+        known = ~self.memory.flags(unknown) if unknown else None
+        self._observe(at, None if active is None else self.memory.flags(active), known)
 
-    def _observe(self, at: datetime, active: Flags | None) -> None:
+    def _observe(self, at: datetime, active: Flags | None, known: Flags | None) -> None:
         self._next = at + SLOT
         decision = next((each for each in self._pending if each.view.at == at), None)
-        outcome = self.memory.observe(at, active)
+        outcome = self.memory.observe(at, active, known)
         if decision is None or outcome is None:
             return
         if self.memory.slots > _LEARN_AFTER:

@@ -143,12 +143,27 @@ def test_gaps_are_unknown_and_teach_nothing() -> None:
     assert outcome.at_risk.all()
 
 
+def test_what_is_unknown_of_one_endpoint_teaches_nothing_about_it_alone() -> None:
+    """The second endpoint has the traffic of the first, but is unknown by night; it never counts as idle then."""
+    forecast, times = Forecast(sites(2), [0.3]), slots(3)
+    for at in times:
+        night = at.hour < 6
+        who = {"e0", "e1"} if every(4)(at) else set()
+        forecast.observe(at, who, {"e1"} if night else ())
+    memory = forecast.memory
+    assert memory.base[0, 1] > 1.2 * memory.base[1, 1], "slots at risk"
+    assert memory.slow.counts[1, : 6 * 6].sum() == 0, "nothing is learned of its nights"
+    assert memory.slow.counts[0, : 6 * 6].sum() > 0
+    assert memory.share_chances[1, 4] < memory.share_chances[0, 4]
+    assert memory.certain.tolist() == [True, True]
+
+
 def test_slots_left_out_are_unknown_and_older_ones_refused() -> None:
     forecast = Forecast(sites(1), [0.2])
     forecast.observe(START, {"e0"})
     forecast.observe(START + 5 * SLOT, set())
     assert forecast.memory.slots == 6
-    assert forecast.memory.ring_known[:6].tolist() == [True, False, False, False, False, True]
+    assert forecast.memory.ring_known[0, :6].tolist() == [True, False, False, False, False, True]
     with pytest.raises(Invalid, match="tell slots in order"):
         forecast.observe(START, set())
 
