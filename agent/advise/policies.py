@@ -34,7 +34,9 @@ def policy_advice(
     for wanted, who in WANTED.items():
         found = [p for p in policies if p.name.endswith(wanted)]
         if not found:
-            message = f"missing: nothing but RBAC holds the {who}, and RBAC cannot say which node, label or name is its own"
+            message = (
+                f"missing: nothing but RBAC holds the {who}, and RBAC cannot say which node, label or name is its own"
+            )
             yield Advice(about=f"policy {wanted}", message=message, cure=_APPLY)
             continue
         for policy in found:
