@@ -44,8 +44,8 @@ async def test_a_nodes_endpoints_are_those_of_the_namespace_asked_for(tmp_path: 
 
 
 def show(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: str) -> str:
-    async def ask(_kubeconfig: str) -> list[dict[str, Any]]:
-        return NODES
+    async def ask(_kubeconfig: str, _namespace: str) -> tuple[list[dict[str, Any]], dict[str, str]]:
+        return NODES, {}
 
     monkeypatch.setattr(status, "_ask_api_server", ask)
     from agent.cli import main
