@@ -25,12 +25,11 @@ from agent.demand.calendar import Almanac, read_calendar
 from agent.demand.endpoint import DemandDefaults, Endpoint, EndpointReading, Problem, ProblemKind
 from agent.demand.windows import softened, windows
 from agent.kube.objects import WorkloadView
-from agent.kube.parse import parse_configmap, parse_workload
+from agent.kube.parse import parse_configmap
+from agent.kube.workloads import is_workload, parse_workload
 from agent.plan.decision import EndpointPlan, NodePlan
 from agent.plan.memory import memory_start
 from agent.plan.planning import Limits, plan
-
-_WORKLOADS = ("Deployment", "StatefulSet")
 
 
 def add_parser(subparsers: Any) -> None:
@@ -40,7 +39,7 @@ def add_parser(subparsers: Any) -> None:
         "-f",
         "--file",
         required=True,
-        help="annotated Deployments and StatefulSets, calendars, a NodeWarmup, or a plan file; - for standard input",
+        help="annotated workloads, calendars, a NodeWarmup, or a plan file; - for standard input",
     )
     parser.add_argument("--calendar", metavar="FILE", action="append", default=[], help="an iCal file (.ics)")
     parser.add_argument("--at", metavar="TIME", help="as if it were this time (RFC 3339; default now)")
@@ -101,7 +100,7 @@ def _read(
     readings: list[EndpointReading] = []
     for document in documents:
         kind = document.get("kind", "")
-        if kind in _WORKLOADS:
+        if is_workload(document):
             workload = parse_workload(document)
             workload = replace(workload, namespace=workload.namespace or "default")  # as kubectl takes it
             readings.append(read_endpoint(workload, _defaults(workload, settings)))
@@ -147,7 +146,7 @@ def _defaults(workload: WorkloadView, settings: Settings) -> DemandDefaults:
     sources = settings.sources
     if not sources:
         texts = (a.get("prewarm.dev/models", "") for a in (workload.annotations, workload.template_annotations))
-        sources = tuple(_named_sources(",".join(texts)))
+        sources = tuple(_named_sources(",".join([*texts, workload.storage_uri])))
     return DemandDefaults(timezone=settings.timezone, sources=sources)
 
 

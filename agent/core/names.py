@@ -25,6 +25,11 @@ TAINT_EFFECT = "NoSchedule"
 
 READY = "ready"
 
+# Labels by which pods, and what they are made of, name the workload that people wrote.
+KNATIVE_SERVICE = "serving.knative.dev/service"
+KSERVE_SERVICE = "serving.kserve.io/inferenceservice"
+LEADER_WORKER_SET = "leaderworkerset.sigs.k8s.io/name"
+
 NODE_POOL_LABELS = (
     "karpenter.sh/nodepool",
     "eks.amazonaws.com/nodegroup",

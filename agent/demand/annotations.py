@@ -6,6 +6,7 @@ One endpoint's mistakes never touch another: the caller shows `problems` as Even
 from __future__ import annotations
 
 import difflib
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -16,11 +17,10 @@ from typing import TypeVar
 from agent.config import source_allowed, source_refusal
 from agent.core.errors import Invalid, cut
 from agent.core.names import LABEL_ENDPOINT_NAME, LABEL_INJECT, PREFIX
-from agent.core.refs import EndpointKey, ImageRef, ModelSource, endpoint_key, parse_image_ref
+from agent.core.refs import EndpointKey, ImageRef, ModelSource, endpoint_key, parse_image_ref, parse_model_source
 from agent.demand import values
 from agent.demand.endpoint import (
     DEFAULT_LEAD,
-    DEFAULT_NODES,
     DEFAULT_PRIORITY,
     DEFAULT_WINDOW,
     DemandDefaults,
@@ -62,6 +62,13 @@ _WORDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "min-scale": ("off", "recommend", "apply"),
         "provision": ("off", "on"),
     }
+)
+_DOWNLOADS_AGAIN = (
+    "KServe's storage-initializer downloads {uri} again at each start, whatever is warm: leave storageUri out, name the model in "
+    f"{PREFIX}models and have the container read /models (docs/workloads.md)"
+)
+_FILE = re.compile(
+    r"\.(bin|bst|gguf|gz|h5|joblib|json|mar|onnx|pickle|pkl|pt|pth|safetensors|tar|tgz|zip)$", re.IGNORECASE
 )
 _LABELS = (LABEL_ENDPOINT_NAME, LABEL_INJECT)
 _TOLD_UNKNOWN = 10  # an object can carry thousands: each told is an Event, and a search for the nearest key
@@ -150,37 +157,57 @@ def _read(reader: _Reader, workload: WorkloadView, key: EndpointKey, defaults: D
     return Endpoint(
         key=key,
         workload=_ref(workload),
-        models=_models(reader, key.namespace, defaults),
+        models=_models(reader, workload, defaults),
         schedule=tuple(Schedule(cron=cron, zone=zone) for cron in reader.value("schedule", values.schedule, ())),
         zone=zone,
         window=reader.value("window", values.window, DEFAULT_WINDOW),
         lead=reader.value("lead", values.lead, DEFAULT_LEAD),
-        nodes=reader.value("nodes", values.nodes, DEFAULT_NODES),
-        images=_images(reader, workload.spec),
+        nodes=reader.value("nodes", values.nodes, workload.group_size),
+        images=_images(reader, workload),
         memory=reader.value("memory", values.switch, False),
         priority=reader.value("priority", values.priority, DEFAULT_PRIORITY),
         gpus=_gpus(workload.spec),
-        container=reader.value("container", lambda text: _container(text, workload.spec), ""),
+        container=reader.value("container", lambda text: _container(text, workload.spec), workload.serving),
         metrics=reader.value("metrics", values.metrics, ""),
         history=reader.value("history", values.history, ""),
         spec=workload.spec,
     )
 
 
-def _models(reader: _Reader, namespace: str, defaults: DemandDefaults) -> tuple[ModelSource, ...]:
-    models = reader.value("models", values.models, ())
+def _models(reader: _Reader, workload: WorkloadView, defaults: DemandDefaults) -> tuple[ModelSource, ...]:
+    models = reader.value("models", values.models, _stored(reader, workload))
     for model in models:
-        if not source_allowed(defaults.sources, namespace, model.uri):
-            reader.note(ProblemKind.INVALID, "models", source_refusal(namespace, model.uri))
+        if not source_allowed(defaults.sources, workload.namespace, model.uri):
+            key = "models" if "models" in reader.written else ""
+            reader.note(ProblemKind.INVALID, key, source_refusal(workload.namespace, model.uri))
     return models
 
 
-def _images(reader: _Reader, spec: PodSpecView) -> tuple[ImageRef, ...]:
+def _stored(reader: _Reader, workload: WorkloadView) -> tuple[ModelSource, ...]:
+    """Return the model that an InferenceService's storageUri is, where annotations do not say; and say what that costs."""
+    uri = workload.storage_uri
+    if not uri:
+        return ()
+    found = reader.guard("", lambda: parse_model_source(_directory(uri))) if uri.startswith("s3://") else None
+    if found or "models" in reader.written:
+        reader.note(ProblemKind.NOTE, "", _DOWNLOADS_AGAIN.format(uri=found.uri if found else cut(uri, 200)))
+    elif not uri.startswith("s3://"):
+        reader.note(ProblemKind.NOTE, "", f"storageUri {cut(uri, 200)!r} is not s3://…: only images are kept warm")
+    return (found,) if found and "models" not in reader.written else ()
+
+
+def _directory(uri: str) -> str:
+    """Return a storageUri as KServe takes it: all below it, with or without a slash, unless it is one file."""
+    return uri if uri.endswith("/") or _FILE.search(uri) else f"{uri}/"
+
+
+def _images(reader: _Reader, workload: WorkloadView) -> tuple[ImageRef, ...]:
     """Return the template's images in the order they start in, then those listed besides; all once."""
     wanted = reader.value("images", values.images, True)
     if wanted is False:
         return ()
-    texts = [c.image for c in (*spec.init_containers, *spec.containers) if c.image]
+    spec = workload.spec
+    texts = [*(c.image for c in (*spec.init_containers, *spec.containers) if c.image), *workload.more_images]
     found = [ref for text in texts if (ref := reader.guard("", partial(parse_image_ref, text)))]
     extra = wanted if isinstance(wanted, tuple) else ()
     images = tuple(dict.fromkeys([*found, *extra]))

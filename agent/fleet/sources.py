@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from agent.core.clock import Clock
 from agent.core.latest import Latest, Signal
 from agent.core.names import LABEL_CALENDAR, PREFIX
 from agent.fleet.draft import FleetState
+from agent.fleet.families import whole
 from agent.fleet.resolutions import Resolutions
 from agent.kube.api import KubeApi
 from agent.kube.objects import ConfigMapView, NodeView, NodeWarmupView, PodView, RuntimeClassView, WorkloadView
-from agent.kube.resources import CONFIGMAPS, DEPLOYMENTS, NODES, NODEWARMUP_SPECS, PODS, RUNTIMECLASSES, STATEFULSETS
+from agent.kube.resources import (
+    CONFIGMAPS,
+    DEPLOYMENTS,
+    INFERENCE_SERVICES,
+    KNATIVE_SERVICES,
+    LEADER_WORKER_SETS,
+    NODES,
+    NODEWARMUP_SPECS,
+    PODS,
+    RUNTIMECLASSES,
+    STATEFULSETS,
+)
 from agent.kube.watch import Listing, Selection, Watch
 
+_BUILT_IN = (DEPLOYMENTS, STATEFULSETS)
+_ADDED = (KNATIVE_SERVICES, INFERENCE_SERVICES, LEADER_WORKER_SETS)  # kinds that a cluster may lack, now or ever
 AGENT_LABELS = "app.kubernetes.io/name=prewarm,app.kubernetes.io/component=agent"  # as in deploy/daemonset.yaml
 
 
@@ -22,8 +36,9 @@ class Sources:
     """The cells. `agents` are the pods of the agent's DaemonSet."""
 
     def __init__(self) -> None:
-        self.deployments: Latest[Listing[WorkloadView]] = Latest(Listing())
-        self.statefulsets: Latest[Listing[WorkloadView]] = Latest(Listing())
+        self.workloads: Mapping[str, Latest[Listing[WorkloadView]]] = {
+            kind.plural: Latest(Listing()) for kind in (*_BUILT_IN, *_ADDED)
+        }
         self.nodes: Latest[Listing[NodeView]] = Latest(Listing())
         self.warmups: Latest[Listing[NodeWarmupView]] = Latest(Listing())
         self.runtime_classes: Latest[Listing[RuntimeClassView]] = Latest(Listing())
@@ -53,7 +68,7 @@ class Sources:
     def state(self, resolutions: Resolutions) -> FleetState:
         """Return what a plan rests on, as it is now."""
         return FleetState(
-            workloads=(*self.deployments.get().items.values(), *self.statefulsets.get().items.values()),
+            workloads=whole(w for cell in self.workloads.values() for w in cell.get().items.values()),
             nodes=tuple(self.nodes.get().items.values()),
             warmups=self.warmups.get().items,
             handlers={c.name: c.handler for c in self.runtime_classes.get().items.values()},
@@ -63,7 +78,7 @@ class Sources:
         )
 
     def _planned(self) -> tuple[Latest[Any], ...]:
-        return (self.deployments, self.statefulsets, self.nodes, self.warmups, self.runtime_classes, self.calendars)
+        return (*self.workloads.values(), self.nodes, self.warmups, self.runtime_classes, self.calendars)
 
 
 def _is_ready(pod: PodView) -> bool:
@@ -72,14 +87,17 @@ def _is_ready(pod: PodView) -> bool:
 
 
 def annotated(workload: WorkloadView) -> bool:
-    """Say whether a workload carries any annotation of ours; the others are not kept in memory."""
-    return any(key.startswith(PREFIX) for key in (*workload.annotations, *workload.template_annotations))
+    """Say whether a workload carries any annotation of ours, or may tell of one that does; others are not kept in memory."""
+    return workload.parent is not None or any(
+        key.startswith(PREFIX) for key in (*workload.annotations, *workload.template_annotations)
+    )
 
 
 def watches(sources: Sources, api: KubeApi, namespace: str, clock: Clock) -> Iterator[Watch[Any]]:
     """Return the services that fill the cells; `namespace` is prewarm's own."""
-    yield Watch(api, DEPLOYMENTS, sources.deployments, clock=clock, keep=annotated)
-    yield Watch(api, STATEFULSETS, sources.statefulsets, clock=clock, keep=annotated)
+    for kind in (*_BUILT_IN, *_ADDED):
+        cell = sources.workloads[kind.plural]
+        yield Watch(api, kind, cell, clock=clock, keep=annotated, optional=kind in _ADDED)
     yield Watch(api, NODES, sources.nodes, clock=clock)
     yield Watch(api, NODEWARMUP_SPECS, sources.warmups, clock=clock)
     yield Watch(api, RUNTIMECLASSES, sources.runtime_classes, clock=clock)

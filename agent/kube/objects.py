@@ -113,8 +113,17 @@ class PodSpecView:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Parent:
+    """The workload that an object was made for, in its namespace; `part` of an InferenceService: predictor, transformer."""
+
+    kind: str
+    name: str
+    part: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WorkloadView:
-    """A Deployment or StatefulSet."""
+    """A workload of any kind that `agent.kube.workloads` reads."""
 
     api_version: str
     kind: str
@@ -126,6 +135,12 @@ class WorkloadView:
     template_labels: Mapping[str, str] = field(default_factory=dict)
     template_annotations: Mapping[str, str] = field(default_factory=dict)
     spec: PodSpecView = PodSpecView()
+    storage_uri: str = ""  # where an InferenceService says that its model is
+    more_images: tuple[str, ...] = ()  # of its pods, beside those of `spec`
+    serving: str = ""  # its serving container, where that is known
+    group_size: int = 1  # pods that serve together, each on a node
+    parent: Parent | None = None  # None for what people wrote
+    created: datetime | None = None
     running: bool = False  # any of its pods exists
     deleting: bool = False
 

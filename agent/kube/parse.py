@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import base64
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
-from datetime import UTC, datetime
-from typing import Any, TypeVar
 
 from agent.core.assignment_json import parse_assignment
 from agent.core.errors import Invalid
@@ -36,12 +34,15 @@ from agent.kube.objects import (
     RuntimeClassView,
     Taint,
     Toleration,
-    WorkloadView,
 )
 from agent.kube.pull_secrets import secret_names
-
-T = TypeVar("T")
-Json = Mapping[str, Any]
+from agent.kube.walk import Json
+from agent.kube.walk import mapping as _map
+from agent.kube.walk import mappings as _maps
+from agent.kube.walk import text as _text
+from agent.kube.walk import texts as _texts
+from agent.kube.walk import time as _time
+from agent.kube.walk import whole as _whole
 
 GPU_RESOURCE = "nvidia.com/gpu"
 _WARM_LEVELS = (*(str(i) for i in ImageLevel if i.warm), *(str(m) for m in ModelLevel if m.committed))
@@ -90,31 +91,6 @@ def parse_pod(item: Json) -> PodView:
         conditions=_conditions(status),
         containers=tuple(_container_status(c) for c in _maps(status, "containerStatuses")),
     )
-
-
-def parse_workload(item: Json) -> WorkloadView:
-    """Parse a Deployment or StatefulSet; needs `apiVersion` and `kind`, which lists leave out (`workload_parser`)."""
-    meta, template = _map(item, "metadata"), _map(_map(item, "spec"), "template")
-    template_meta = _map(template, "metadata")
-    return WorkloadView(
-        api_version=_text(item, "apiVersion"),
-        kind=_text(item, "kind"),
-        namespace=_text(meta, "namespace"),
-        name=_text(meta, "name"),
-        uid=_text(meta, "uid"),
-        resource_version=_text(meta, "resourceVersion"),
-        annotations=_texts(meta, "annotations"),
-        template_labels=_texts(template_meta, "labels"),
-        template_annotations=_texts(template_meta, "annotations"),
-        spec=parse_pod_spec(_map(template, "spec")),
-        running=_whole(_map(item, "status"), "replicas") > 0,
-        deleting="deletionTimestamp" in meta,
-    )
-
-
-def workload_parser(api_version: str, kind: str) -> Callable[[Json], WorkloadView]:
-    """Return a parser that adds the type of the list's items."""
-    return lambda item: parse_workload({**item, "apiVersion": api_version, "kind": kind})
 
 
 def parse_nodewarmup(item: Json) -> NodeWarmupView:
@@ -326,40 +302,8 @@ def _conditions(status: Json) -> tuple[Condition, ...]:
     )
 
 
-def _map(item: Json, key: str) -> Json:
-    value = item.get(key)
-    return value if isinstance(value, dict) else {}
-
-
-def _maps(item: Json, key: str) -> list[Json]:
-    value = item.get(key)
-    return [v for v in value if isinstance(v, dict)] if isinstance(value, list) else []
-
-
-def _text(item: Json, key: str) -> str:
-    value = item.get(key)
-    return value if isinstance(value, str) else ""
-
-
-def _texts(item: Json, key: str) -> Mapping[str, str]:
-    return {str(k): str(v) for k, v in _map(item, key).items()}
-
-
 def _bytes(text: str) -> bytes:
     try:
         return base64.b64decode(text, validate=True)
     except ValueError:
         return b""
-
-
-def _whole(item: Json, key: str) -> int:
-    value = item.get(key)
-    return value if isinstance(value, int) and not isinstance(value, bool) else 0
-
-
-def _time(item: Json, key: str) -> datetime | None:
-    try:
-        found = datetime.fromisoformat(_text(item, key))
-        return found.astimezone(UTC) if found.tzinfo else found.replace(tzinfo=UTC)
-    except (ValueError, OverflowError):
-        return None

@@ -33,8 +33,8 @@ from agent.kube.parse import (
     parse_policy,
     parse_policy_binding,
     parse_runtime_class,
-    workload_parser,
 )
+from agent.kube.workloads import workload_parser
 
 NODES: Resource[NodeView] = Resource(group="api/v1", plural="nodes", parse=parse_node, namespaced=False)
 PODS: Resource[PodView] = Resource(group="api/v1", plural="pods", parse=parse_pod)
@@ -47,6 +47,19 @@ DEPLOYMENTS: Resource[WorkloadView] = Resource(
 )
 STATEFULSETS: Resource[WorkloadView] = Resource(
     group="apis/apps/v1", plural="statefulsets", parse=workload_parser("apps/v1", "StatefulSet")
+)
+KNATIVE_SERVICES: Resource[WorkloadView] = Resource(
+    group="apis/serving.knative.dev/v1", plural="services", parse=workload_parser("serving.knative.dev/v1", "Service")
+)
+INFERENCE_SERVICES: Resource[WorkloadView] = Resource(
+    group="apis/serving.kserve.io/v1beta1",
+    plural="inferenceservices",
+    parse=workload_parser("serving.kserve.io/v1beta1", "InferenceService"),
+)
+LEADER_WORKER_SETS: Resource[WorkloadView] = Resource(
+    group="apis/leaderworkerset.x-k8s.io/v1",
+    plural="leaderworkersets",
+    parse=workload_parser("leaderworkerset.x-k8s.io/v1", "LeaderWorkerSet"),
 )
 NODEWARMUPS: Resource[NodeWarmupView] = Resource(
     group=f"apis/{GROUP}/{VERSION}", plural="nodewarmups", parse=parse_nodewarmup, namespaced=False

@@ -22,11 +22,12 @@ from agent.core.errors import Permanent, Transient, cut
 from agent.core.latest import Latest
 from agent.core.retry import Backoff
 from agent.kube.api import Json, KubeApi, Resource
-from agent.kube.errors import Away, Gone, refusal
+from agent.kube.errors import Away, Forbidden, Gone, NotFound, refusal
 
 log = structlog.get_logger()
 
 _MAX_LINE = 32 << 20
+_ABSENT_SECONDS = 60.0  # between two looks for a kind that is not installed
 _SHORT_SECONDS = 5.0  # a watch that ends sooner than this counts as a failure for the pace of the next
 
 
@@ -100,15 +101,22 @@ class Watch(Generic[N]):
         clock: Clock,
         select: Selection = Selection(),
         keep: Callable[[N], bool] = lambda _: True,
+        optional: bool = False,
         pace: Pace = Pace(),
     ) -> None:
-        """Watch what `select` selects on the server; `keep` drops the others before they take memory."""
+        """Watch what `select` selects on the server; `keep` drops the others before they take memory.
+
+        A kind that is `optional` may not be installed, or not be this account's to read: then there are none, until it is. One
+        that was seen is gone only when it is still missing at the next look.
+        """
         self.name = f"watch {resource.plural}"
         self._api, self._resource, self._cell, self._clock = api, resource, cell, clock
         self._select, self._keep, self._pace = select, keep, pace
         self._rng = random.Random()  # noqa: S311 (jitter)
         self._backoff = pace.backoff
         self._version = ""
+        self._optional = optional
+        self._missing = 0  # looks in a row that found no such kind
 
     async def run(self) -> None:
         """Run until cancelled."""
@@ -123,6 +131,9 @@ class Watch(Generic[N]):
                 self._version = ""
                 self._backoff = self._backoff.failed()
             except (Transient, Permanent) as error:
+                if self._absent(error):
+                    await self._clock.sleep(_ABSENT_SECONDS)
+                    continue
                 self._lost(error)
             else:
                 short = self._clock.monotonic() - began < _SHORT_SECONDS
@@ -139,7 +150,7 @@ class Watch(Generic[N]):
         before = self._cell.get().items
         found = {key_of(item): item for item in listed.items if self._keep(item)}
         self._found({k: before[k] if before.get(k) == v else v for k, v in found.items()})  # identity: see _apply
-        self._version = listed.resource_version
+        self._version, self._missing = listed.resource_version, 0
 
     async def _follow(self) -> None:
         seconds = self._rng.uniform(*self._pace.seconds)
@@ -177,6 +188,18 @@ class Watch(Generic[N]):
         if self._cell.get().away_since is not None:
             log.info("api server answers again", kind=self._resource.plural)
         self._cell.set(Listing(items=items, synced=True))
+
+    def _absent(self, error: Exception) -> bool:
+        """Say whether an optional kind is not there; then there are none of it."""
+        self._missing = self._missing + 1 if self._optional and isinstance(error, NotFound | Forbidden) else 0
+        if not self._missing:
+            return False
+        self._version = ""
+        before = self._cell.get()
+        if not before.synced or (before.items and isinstance(error, NotFound) and self._missing > 1):
+            log.info("kind is not there", kind=self._resource.plural, reason=str(error))
+            self._found({})
+        return True
 
     def _lost(self, error: Exception) -> None:
         before = self._cell.get()

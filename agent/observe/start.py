@@ -14,7 +14,14 @@ from enum import StrEnum
 from agent.core.assignment import Assignment, EndpointWant
 from agent.core.errors import Invalid
 from agent.core.inventory import Inventory, ModelLevel
-from agent.core.names import LABEL_ENDPOINT_NAME, is_ours, node_pool
+from agent.core.names import (
+    KNATIVE_SERVICE,
+    KSERVE_SERVICE,
+    LABEL_ENDPOINT_NAME,
+    LEADER_WORKER_SET,
+    is_ours,
+    node_pool,
+)
 from agent.core.refs import EndpointKey, ImageRef, parse_image_ref
 from agent.kube.objects import ContainerStatusView, PodView
 from agent.plan.lacking import model_digest
@@ -22,6 +29,7 @@ from agent.plan.lacking import model_digest
 GB = 10**9
 SIZE_CLASSES = ((10 * GB, "<10GB"), (40 * GB, "10-40GB"), (100 * GB, "40-100GB"), (200 * GB, "100-200GB"))
 AWAIT_REQUEST = timedelta(minutes=10)  # after Ready; a later first answer tells of traffic, not of a start
+_NAMING = (LABEL_ENDPOINT_NAME, KSERVE_SERVICE, KNATIVE_SERVICE, LEADER_WORKER_SET)
 SEEN_LATE = timedelta(seconds=10)  # a container that had started longer ago when first seen: its warmth then is unknown
 
 
@@ -94,7 +102,10 @@ def endpoint_of(pod: PodView, assignment: Assignment | None) -> tuple[EndpointKe
     An endpoint that is warmed elsewhere is known by its pod's own annotations and label; where they are on the workload
     only, its pods here are not seen.
     """
-    name = pod.labels.get(LABEL_ENDPOINT_NAME, "") or _workload_name(pod)
+    if KSERVE_SERVICE in pod.labels and pod.labels.get("component", "predictor") != "predictor":
+        return None  # a transformer's or an explainer's: they load no model
+    named = (pod.labels.get(label, "") for label in _NAMING)
+    name = next(filter(None, named), "") or _workload_name(pod)
     key = EndpointKey(namespace=pod.namespace, name=name)
     want = assignment.endpoint(key) if assignment else None
     annotated = LABEL_ENDPOINT_NAME in pod.labels or any(is_ours(k) for k in pod.annotations)

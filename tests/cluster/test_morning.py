@@ -17,7 +17,8 @@ from agent.core.names import READY, endpoint_label
 from agent.demand.annotations import read_endpoint
 from agent.demand.endpoint import DemandDefaults
 from agent.fleet import placement
-from agent.kube.parse import parse_node, parse_workload
+from agent.kube.parse import parse_node
+from agent.kube.workloads import parse_workload
 from tests.bed import Bed, Object
 from tests.cluster import product as installed
 from tests.cluster.product import SERVER, Product, cron_in, deployment, wait_label, wait_until

@@ -76,6 +76,7 @@ class FakeApiServer:
         self.asked = Signal()  # fired by every request
         self.silent = False  # accept requests and never answer
         self.forbidden = ""  # refuse requests whose path has this
+        self.not_installed: set[str] = set()  # collections of kinds that this server does not know
         self._objects: dict[tuple[str, str, str], Object] = {}
         self._history: list[
             tuple[int, str, Object | None, Object]
@@ -198,6 +199,8 @@ class FakeApiServer:
             await asyncio.Event().wait()
         if self.forbidden and self.forbidden in path:
             raise Refused(403, "Forbidden", f"{path} is forbidden")
+        if _target(path).collection in self.not_installed:
+            raise Refused(404, "NotFound", "the server could not find the requested resource")
         if self.failures:
             raise Refused(self.failures.pop(0), "Broken", "failing as told")
 

@@ -29,6 +29,9 @@ GRANTED: dict[tuple[str, str, str], str] = {
     ("ClusterRole/prewarm-agent", "prewarm.dev/nodewarmups/status", ""): "patch",  # writers.write_status
     ("ClusterRole/prewarm-planner", "apps/deployments", ""): "list watch",  # fleet/sources
     ("ClusterRole/prewarm-planner", "apps/statefulsets", ""): "list watch",
+    ("ClusterRole/prewarm-planner", "serving.knative.dev/services", ""): "list watch",
+    ("ClusterRole/prewarm-planner", "serving.kserve.io/inferenceservices", ""): "list watch",
+    ("ClusterRole/prewarm-planner", "leaderworkerset.x-k8s.io/leaderworkersets", ""): "list watch",
     ("ClusterRole/prewarm-planner", "nodes", ""): "list watch",
     ("ClusterRole/prewarm-planner", "node.k8s.io/runtimeclasses", ""): "list watch",
     ("ClusterRole/prewarm-planner", "nodes/status", ""): "patch",  # fleet/withdraw

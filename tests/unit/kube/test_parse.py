@@ -25,8 +25,8 @@ from agent.kube.parse import (
     parse_nodewarmup_spec,
     parse_pod,
     parse_runtime_class,
-    workload_parser,
 )
+from agent.kube.workloads import workload_parser
 
 NODE: dict[str, Any] = {
     "metadata": {

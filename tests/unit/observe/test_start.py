@@ -272,3 +272,12 @@ def test_a_pod_that_already_ran_is_not_measured() -> None:
 )
 def test_pods_that_are_no_start(other: PodView) -> None:
     assert begin(other, None, WARM, {}) is None
+
+
+def test_pods_that_controllers_of_other_kinds_made_belong_to_the_workload_people_wrote() -> None:
+    bare = replace(pod(), owner_kind="ReplicaSet", owner_name="chat-00001-deployment-5d8")
+    for label in ("serving.knative.dev/service", "leaderworkerset.sigs.k8s.io/name"):
+        assert endpoint_of(replace(bare, labels={"pod-template-hash": "5d8", label: "chat"}), ASSIGNMENT) == (KEY, WANT)
+    kserve = {"serving.kserve.io/inferenceservice": "chat", "serving.knative.dev/service": "chat-predictor"}
+    assert endpoint_of(replace(bare, labels=kserve), ASSIGNMENT) == (KEY, WANT)
+    assert endpoint_of(replace(bare, labels={**kserve, "component": "transformer"}), ASSIGNMENT) is None
