@@ -352,6 +352,8 @@ async def compose_planner(process: Process) -> None:
         history_known=lambda: fleet.history.get().known_share(process.clock.now()),
         history_written=lambda: at.timestamp() if (at := fleet.history.get().written_at) else None,
         history_failures=lambda: fleet.history.get().failures,
+        kept=lambda: fleet.keeping.get().kept,
+        unkept=lambda: fleet.keeping.get().unkept,
         ended=lambda: {(key, str(outcome)): n for (key, outcome), n in fleet.ledger.get().totals.items()},
     )
     PlannerCollector(state, process.registry)

@@ -293,6 +293,9 @@ class Settings:
         "", _queries, "KIND=PROMQL lines in place of the built-in queries (docs/history.md)", of="planner"
     )
     history_seconds: float = setting("1h", _seconds, "how often histories are written to ConfigMaps", of="planner")
+    keep_nodes: int = setting(
+        20, _whole, "most nodes of due windows that autoscalers are asked to leave alone; 0: none", of="planner"
+    )
     leader_elect: bool = setting("true", _flag, "elect one leader among the planner's replicas", of="planner")
 
 

@@ -25,6 +25,10 @@ TAINT_EFFECT = "NoSchedule"
 
 READY = "ready"
 
+# What keeps Karpenter and Cluster Autoscaler from taking a node away, and the field manager that sets it.
+KEEP_ANNOTATIONS = ("karpenter.sh/do-not-disrupt", "cluster-autoscaler.kubernetes.io/scale-down-disabled")
+KEEP_MANAGER = "prewarm-keep"
+
 # Labels by which pods, and what they are made of, name the workload that people wrote.
 KNATIVE_SERVICE = "serving.knative.dev/service"
 KSERVE_SERVICE = "serving.kserve.io/inferenceservice"

@@ -18,6 +18,7 @@ from agent.core.service import Relay, Service, forever
 from agent.demand.endpoint import DemandDefaults
 from agent.fleet.draft import Drafter
 from agent.fleet.history import HistoryKeeper, HistoryReport
+from agent.fleet.keeper import Keeper, KeepReport
 from agent.fleet.ledger import Ledger
 from agent.fleet.ledger_keeper import LedgerKeeper
 from agent.fleet.planner import Forecast, Planner, Plans
@@ -55,6 +56,7 @@ class Fleet:
         self.forecast: Latest[Forecast] = Latest(Forecast())
         self.ledger: Latest[Ledger] = Latest(Ledger())
         self.history: Latest[HistoryReport] = Latest(HistoryReport())
+        self.keeping: Latest[KeepReport] = Latest(KeepReport())
         self.leading: Latest[bool] = Latest(False)
         self._api, self._settings, self._identity, self._clock = api, settings, identity, clock
         self._models, self._images = models, images
@@ -101,6 +103,7 @@ class Fleet:
             self.withdrawals.set(replace(self.withdrawals.get(), held=None, braked=frozenset(), claiming=0))
             self.publishing.set(replace(self.publishing.get(), failing={}))
             self.forecast.set(Forecast())
+            self.keeping.set(KeepReport())
 
     def _services(self, sources: Sources, swept: asyncio.Event) -> list[Service]:
         s, clock = self._settings, self._clock
@@ -140,6 +143,7 @@ class Fleet:
                 clock=clock,
             ),
             Publisher(self._api, sources, plans.desired, self.publishing, clock=clock),
+            Keeper(self._api, sources, plans.desired, self.keeping, clock=clock, most=s.keep_nodes),
             self._events(plans.standing),
             history,
             self._events(history.refused),

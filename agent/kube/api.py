@@ -41,6 +41,7 @@ class PatchKind(StrEnum):
     JSON = "application/json-patch+json"
     MERGE = "application/merge-patch+json"
     STRATEGIC = "application/strategic-merge-patch+json"
+    APPLY = "application/apply-patch+yaml"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,6 +151,18 @@ class KubeApi:
         """
         path = resource.path(name, namespace=namespace, subresource=subresource)
         return resource.parse(await self._ask("PATCH", path, body=body, content_type=kind))
+
+    async def apply(
+        self, resource: Resource[T], name: str, body: Json, *, manager: str, namespace: str = "", subresource: str = ""
+    ) -> T:
+        """Make `manager` own exactly the fields in `body` (server-side apply, never forced); what it owned and lets go is removed.
+
+        Raises:
+            Conflict: another manager has set one of them differently; the text says who.
+        """
+        path = resource.path(name, namespace=namespace, subresource=subresource)
+        query = {"fieldManager": manager, "force": "false"}
+        return resource.parse(await self._ask("PATCH", path, query=query, body=body, content_type=PatchKind.APPLY))
 
     async def replace(
         self, resource: Resource[T], name: str, body: Json, *, namespace: str = "", subresource: str = ""

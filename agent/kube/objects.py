@@ -47,6 +47,7 @@ class NodeView:
     conditions: tuple[Condition, ...] = ()
     allocatable: Mapping[str, str] = field(default_factory=dict)
     boot_id: str = ""
+    kept: bool = False  # KEEP_MANAGER asks autoscalers to leave it
     deleting: bool = False
 
     @property

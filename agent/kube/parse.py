@@ -13,6 +13,7 @@ from dataclasses import replace
 from agent.core.assignment_json import parse_assignment
 from agent.core.errors import Invalid
 from agent.core.inventory import ImageLevel, ModelLevel
+from agent.core.names import KEEP_ANNOTATIONS, KEEP_MANAGER
 from agent.kube.memory import pod_memory_request
 from agent.kube.objects import (
     BinaryView,
@@ -35,6 +36,7 @@ from agent.kube.objects import (
     Taint,
     Toleration,
 )
+from agent.kube.owned import applies
 from agent.kube.pull_secrets import secret_names
 from agent.kube.walk import Json
 from agent.kube.walk import mapping as _map
@@ -65,6 +67,7 @@ def parse_node(item: Json) -> NodeView:
         conditions=_conditions(status),
         allocatable=_texts(status, "allocatable"),
         boot_id=_text(_map(status, "nodeInfo"), "bootID"),
+        kept=any(applies(item, KEEP_MANAGER, "metadata", "annotations", key) for key in KEEP_ANNOTATIONS),
         deleting="deletionTimestamp" in meta,
     )
 

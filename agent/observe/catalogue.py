@@ -141,6 +141,11 @@ WINDOW_LATE_AHEAD = _gauge(
     "How late the next window of an endpoint will be at best; only those that cannot be met",
     *ENDPOINT_LABELS,
 )
+KEPT = _gauge("prewarm_planner_kept_nodes", "Nodes of due windows that autoscalers are asked to leave alone")
+UNKEPT = _gauge(
+    "prewarm_planner_unkept_nodes",
+    "Nodes of due windows that they are not: more than keep_nodes, set by others, a failed write",
+)
 WINDOWS_ENDED = _counter(
     "prewarm_planner_windows_total",
     "Windows that have ended: hit (ready in time, used), late, unused, missed",
@@ -161,7 +166,7 @@ FED = (COLD_START_TOTAL, IMAGE_PULL, MODEL_LOAD, PULL_TRANSFER, PULLED_BYTES, IM
 READ = (ENDPOINT_READY, MODEL_BYTES, COMMITTED_BYTES, RESIDENT_BYTES, IMAGES, PINNED, MODELS, GPU_VERDICT, GPUS, GPU_STATE, GPU_REASON,
         STORE_USED, STORE_FREE, STORE_CAPACITY, SCRUBBED, BAD_PARTS, REPAIRS, SCRUB_AGE, MEMORY_HELD, MEMORY_BUDGET, HEARTBEAT_AGE, BUILD, HYDRATION_RATE,
         HYDRATION_QUEUE, HYDRATION_ETA, PARTS, SOURCE_BYTES)  # fmt: skip
-PLANNER = (LEADING, HELD, BRAKED, WITHDRAWN, PUBLISHED, UNPUBLISHED, SLOW_NODES, WINDOW_LATE_AHEAD, WINDOWS_ENDED,
+PLANNER = (LEADING, HELD, BRAKED, WITHDRAWN, PUBLISHED, UNPUBLISHED, SLOW_NODES, KEPT, UNKEPT, WINDOW_LATE_AHEAD, WINDOWS_ENDED,
            HISTORY_ENDPOINTS, HISTORY_KNOWN, HISTORY_WRITTEN, HISTORY_FAILURES)  # fmt: skip
 CATALOGUE: tuple[Metric, ...] = FED + READ + PLANNER
 # What a person looks at first.

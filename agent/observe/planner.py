@@ -29,6 +29,8 @@ class PlannerState:
     unwritten: Callable[[], int]
     late: Callable[[], Mapping[EndpointKey, timedelta]] = dict
     slow: Callable[[], int] = int
+    kept: Callable[[], int] = int
+    unkept: Callable[[], int] = int
     ended: Callable[[], Mapping[tuple[EndpointKey, str], int]] = dict
     histories: Callable[[], int] = int
     history_known: Callable[[], float] = float
@@ -53,6 +55,8 @@ class PlannerCollector(Collector):
         yield _family(catalogue.PUBLISHED, state.written())
         yield _family(catalogue.UNPUBLISHED, state.unwritten())
         yield _family(catalogue.SLOW_NODES, state.slow())
+        yield _family(catalogue.KEPT, state.kept())
+        yield _family(catalogue.UNKEPT, state.unkept())
         late = catalogue.WINDOW_LATE_AHEAD
         ahead = GaugeMetricFamily(late.name, late.help, labels=late.labels)
         for key, by in state.late().items():

@@ -25,12 +25,13 @@ machine, from nodes and from pods. Several beds run side by side, each with addr
 bed cannot run on this machine. See README.md here for commands and traps.
 """
 
-from tests.bed.api import JSON_PATCH, MERGE_PATCH, STRATEGIC_PATCH, Api, ApiError, Event, Object
+from tests.bed.api import APPLY_PATCH, JSON_PATCH, MERGE_PATCH, STRATEGIC_PATCH, Api, ApiError, Event, Object
 from tests.bed.bed import Bed
 from tests.bed.process import BedError
 from tests.bed.s3 import Access, S3Client, S3Server
 
 __all__ = [
+    "APPLY_PATCH",
     "JSON_PATCH",
     "MERGE_PATCH",
     "STRATEGIC_PATCH",

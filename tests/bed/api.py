@@ -22,6 +22,7 @@ Object = dict[str, Any]  # any Kubernetes object, as decoded JSON
 MERGE_PATCH = "application/merge-patch+json"
 JSON_PATCH = "application/json-patch+json"
 STRATEGIC_PATCH = "application/strategic-merge-patch+json"
+APPLY_PATCH = "application/apply-patch+yaml"
 
 
 class ApiError(BedError):

@@ -11,7 +11,8 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
 
-from tests.bed import JSON_PATCH, MERGE_PATCH, STRATEGIC_PATCH, Api, ApiError, Object
+from agent.core.names import KEEP_ANNOTATIONS
+from tests.bed import APPLY_PATCH, JSON_PATCH, MERGE_PATCH, STRATEGIC_PATCH, Api, ApiError, Object
 
 WARMUPS = "/apis/prewarm.dev/v1alpha1/nodewarmups"
 NODES = "/api/v1/nodes"
@@ -92,6 +93,14 @@ def _configmap(what: str, answer: Answer, name: str) -> Attempt:
 
 def _add(taint: Object) -> Object:
     return {"op": "add", "path": "/spec/taints/-", "value": taint}
+
+
+def _keep(what: str, answer: Answer, value: str = "true", *, manager: str = "prewarm-keep", **more: str) -> Attempt:
+    """Server-side apply of what keeps a node ("" for nothing), as the planner does it."""
+    annotations = dict.fromkeys(KEEP_ANNOTATIONS, value) if value else {}
+    body = {"apiVersion": "v1", "kind": "Node", "metadata": {"annotations": annotations | more}}
+    path = f"{NODES}/{{own}}/status?fieldManager={manager}"
+    return Attempt(what=what, answer=answer, path=path, body=body, content=APPLY_PATCH)
 
 
 ENDPOINT = "endpoint.prewarm.dev/llm.chat"
@@ -186,6 +195,19 @@ PLANNER: tuple[Attempt, ...] = (
     _meta("an annotation of others", POLICY, status=True, annotations={"team": "x"}),
     _meta("removes an annotation of others", POLICY, status=True, annotations={"keep/me": None}),
     _meta("a finalizer", POLICY, status=True, finalizers=["x/y"]),
+    _keep("asks autoscalers for what is no word of theirs", POLICY, "false"),
+    _keep("keeps a node and says something else", POLICY, team="x"),
+    _keep("keeps a node", OK),
+    _meta("takes back that a node is to be kept", OK, status=True, annotations={KEEP_ANNOTATIONS[0]: None}),
+    _meta("changes what keeps a node", POLICY, status=True, annotations={KEEP_ANNOTATIONS[1]: "false"}),
+    _keep("lets a node go", OK, ""),
+    _meta(
+        "removes what keeps a node for others",
+        POLICY,
+        on="{other}",
+        status=True,
+        annotations={KEEP_ANNOTATIONS[0]: None},
+    ),
     _condition("calls a cache warm", POLICY, "prewarm.dev/CacheReady"),
     _condition("calls a cache cold", POLICY, "prewarm.dev/CacheReady", "False"),
     _condition("another condition of prewarm's", POLICY, "prewarm.dev/Happy", "Unknown"),

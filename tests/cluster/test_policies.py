@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from agent.core.names import KEEP_ANNOTATIONS
 from tests.bed import Api, Bed, Object
 from tests.bed.bed import PROJECT
 from tests.cluster.attempts import AGENT, NODES, PLANNER, WARMUPS, Answer, Attempt, unbound
@@ -79,7 +80,8 @@ def stage(bed: Bed, product: Product) -> Iterator[Stage]:
     for name in (own, other):
         keep = {"keep/me": "1", "kubernetes.io/hostname": name}
         taints = [{"key": "keep/me", "effect": "PreferNoSchedule"}]
-        metadata = {"name": name, "labels": keep, "annotations": {"keep/me": "1"}}
+        kept = {KEEP_ANNOTATIONS[0]: "true"} if name == other else {}
+        metadata = {"name": name, "labels": keep, "annotations": {"keep/me": "1"} | kept}
         bed.api.post(NODES, {"metadata": metadata, "spec": {"taints": taints, "unschedulable": False}})
         bed.api.post(WARMUPS, warmup(name))
     made = Stage(bed=bed, own=own, other=other)

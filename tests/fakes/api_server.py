@@ -21,6 +21,7 @@ from agent.core.latest import Signal
 from agent.kube.api import KubeApi
 from agent.kube.credentials import FixedServer
 from agent.kube.errors import Away, refusal
+from tests.fakes.managed import Disputed, applied, updated
 
 Object = dict[str, Any]
 Query = Mapping[str, str]
@@ -128,8 +129,9 @@ class FakeApiServer:
 
     async def put(self, path: str, item: Object) -> Object:
         """Store an object as an administrator, replacing what is there; it may have a status."""
-        target = _target(path)
-        return await self._store(target, copy.deepcopy(item))
+        target, item = _target(path), copy.deepcopy(item)
+        updated(self._objects.get(target.key), item, "admin")
+        return await self._store(target, item)
 
     async def remove(self, path: str) -> None:
         await self._drop(_target(path))
@@ -164,8 +166,8 @@ class FakeApiServer:
             case "PUT":
                 return await self._replace(target, body)
             case "PATCH":
-                patched = _patched(self._found(target), body, content_type)
-                return await self._replace(target, patched)
+                patched = _patched(self._found(target), body, content_type, query.get("fieldManager", ""))
+                return await self._replace(target, patched, applied="apply" in content_type)
             case "DELETE":
                 if body and (body.get("preconditions") or {}).get("uid") not in (None, _uid(self._found(target))):
                     raise Refused(409, "Conflict", "the UID in the precondition does not match")
@@ -264,15 +266,19 @@ class FakeApiServer:
         if full.key in self._objects:
             raise Refused(409, "AlreadyExists", f"{name!r} already exists")
         body.pop("status", None)
+        updated(None, body, "prewarm")
         return await self._store(full, body)
 
-    async def _replace(self, target: Target, body: Object) -> Object:
+    async def _replace(self, target: Target, body: Object, *, applied: bool = False) -> Object:
         before = self._found(target)
         wanted = body["metadata"].get("resourceVersion")
         if wanted and wanted != before["metadata"]["resourceVersion"]:
             raise Refused(409, "Conflict", "the object has been modified")
         keep = "spec" if target.subresource == "status" else "status"
         after = {k: v for k, v in body.items() if k != keep} | ({keep: before[keep]} if keep in before else {})
+        if not applied:
+            after["metadata"]["managedFields"] = before["metadata"].get("managedFields") or []
+            updated(before, after, "prewarm")
         comparable = {**after, "metadata": {**after["metadata"], "resourceVersion": ""}}
         if comparable == {**before, "metadata": {**before["metadata"], "resourceVersion": ""}}:
             return before
@@ -377,9 +383,14 @@ def _target(path: str) -> Target:
     return Target("/" + "/".join([*root, rest[0]]), namespace, name, subresource)
 
 
-def _patched(item: Object, body: Any, content_type: str) -> Object:
+def _patched(item: Object, body: Any, content_type: str, manager: str) -> Object:
     item = copy.deepcopy(item)
     match content_type:
+        case "application/apply-patch+yaml":
+            try:
+                return applied(item, body, manager)
+            except Disputed as error:
+                raise Refused(409, "Conflict", str(error)) from error
         case "application/merge-patch+json":
             return _merged(item, body, strategic=False)  # type: ignore[no-any-return]
         case "application/strategic-merge-patch+json":

@@ -34,7 +34,7 @@ GRANTED: dict[tuple[str, str, str], str] = {
     ("ClusterRole/prewarm-planner", "leaderworkerset.x-k8s.io/leaderworkersets", ""): "list watch",
     ("ClusterRole/prewarm-planner", "nodes", ""): "list watch",
     ("ClusterRole/prewarm-planner", "node.k8s.io/runtimeclasses", ""): "list watch",
-    ("ClusterRole/prewarm-planner", "nodes/status", ""): "patch",  # fleet/withdraw
+    ("ClusterRole/prewarm-planner", "nodes/status", ""): "patch",  # fleet/withdraw, fleet/keeper
     ("ClusterRole/prewarm-planner", "events", ""): "create get patch",  # kube/events
     ("ClusterRole/prewarm-planner", "prewarm.dev/nodewarmups", ""): "list watch create patch",  # fleet/publish
     ("Role/prewarm-planner", "pods", ""): "list watch",  # the agents, in its own namespace

@@ -17,6 +17,7 @@ import pytest
 
 from agent.core.clock import SystemClock
 from agent.core.latest import Latest
+from agent.core.names import KEEP_ANNOTATIONS, KEEP_MANAGER
 from agent.core.retry import Backoff
 from agent.kube.api import KubeApi, PatchKind, Resource
 from agent.kube.errors import AlreadyExists, Conflict, NotFound, Rejected
@@ -136,6 +137,27 @@ class KubeContract:
         assert after.annotations["x.dev/n"] == "v"
         assert {(c.type, c.status) for c in after.conditions} >= {("A", "True"), ("B", "False")}
 
+    async def test_what_a_manager_applies_to_a_node_it_takes_back_and_nothing_else(
+        self, api: KubeApi, node: str
+    ) -> None:
+        karpenter, autoscaler = KEEP_ANNOTATIONS
+        await _status(api, node, {"annotations": {karpenter: "true", "x.dev/n": "v"}}, [])
+        kept = await _keep(api, node, dict.fromkeys(KEEP_ANNOTATIONS, "true"))
+        assert kept.kept
+        assert (kept.annotations[autoscaler], kept.annotations["x.dev/n"]) == ("true", "v")
+        let_go = await _keep(api, node, {})
+        assert not let_go.kept
+        assert let_go.annotations[karpenter] == "true"  # somebody else has set it too
+        assert autoscaler not in let_go.annotations
+
+    async def test_what_another_has_set_differently_is_a_conflict_and_stays(self, api: KubeApi, node: str) -> None:
+        await _status(api, node, {"annotations": {KEEP_ANNOTATIONS[0]: "false"}}, [])
+        with pytest.raises(Conflict, match="conflict with"):
+            await _keep(api, node, dict.fromkeys(KEEP_ANNOTATIONS, "true"))
+        found = await api.get(NODES, node)
+        assert (found.annotations[KEEP_ANNOTATIONS[0]], found.kept) == ("false", False)
+        assert KEEP_ANNOTATIONS[1] not in found.annotations
+
     async def test_json_patch_moves_one_taint_only_if_its_test_holds(self, api: KubeApi, node: str) -> None:
         await api.patch(NODES, node, {"spec": {"taints": [{"key": "x", "effect": "NoSchedule"}]}})
         wrong = [{"op": "test", "path": "/spec/taints/0/key", "value": "y"}, {"op": "remove", "path": "/spec/taints/0"}]
@@ -251,6 +273,11 @@ def _condition(kind: str, status: str) -> dict[str, str]:
 async def _status(api: KubeApi, node: str, meta: dict[str, object], conditions: list[dict[str, str]]) -> NodeView:
     body = {"metadata": meta, "status": {"conditions": conditions}}
     return await api.patch(NODES, node, body, kind=PatchKind.STRATEGIC, subresource="status")
+
+
+async def _keep(api: KubeApi, node: str, annotations: dict[str, str]) -> NodeView:
+    body = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": node, "annotations": annotations}}
+    return await api.apply(NODES, node, body, manager=KEEP_MANAGER, subresource="status")
 
 
 async def _lead(api: KubeApi, space: str, who: str, leaders: Latest[tuple[str, ...]]) -> None:
