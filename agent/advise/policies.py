@@ -13,6 +13,7 @@ WANTED = {  # by the end of its name, for an overlay may put a prefix before it;
     "prewarm-planner-nodes": "planner",
     "prewarm-planner-nodewarmups": "planner",
     "prewarm-planner-configmaps": "planner",
+    "prewarm-planner-scalers": "planner",
 }
 AGENT_PODS = "app.kubernetes.io/name=prewarm,app.kubernetes.io/component=agent"  # as in deploy/
 PLANNER_PODS = "app.kubernetes.io/name=prewarm,app.kubernetes.io/component=planner"

@@ -14,6 +14,7 @@ LABEL_GPU = PREFIX + "gpu"
 LABEL_ENDPOINT_NAME = PREFIX + "endpoint"  # on pod templates: the endpoint's name
 LABEL_INJECT = PREFIX + "inject"
 LABEL_CALENDAR = PREFIX + "calendar"  # "true" on ConfigMaps in prewarm's namespace that hold a calendar
+LABEL_RAISED_FROM = PREFIX + "raised-from"  # on autoscalers: the least number of pods before a window raised it
 ANNOTATION_BOOT_ID = PREFIX + "boot-id"
 ANNOTATION_TAINT_LIFTED = PREFIX + "taint-lifted"  # the agent lifted the taint here: it may put it back
 
@@ -28,6 +29,7 @@ READY = "ready"
 # What keeps Karpenter and Cluster Autoscaler from taking a node away, and the field manager that sets it.
 KEEP_ANNOTATIONS = ("karpenter.sh/do-not-disrupt", "cluster-autoscaler.kubernetes.io/scale-down-disabled")
 KEEP_MANAGER = "prewarm-keep"
+SCALE_MANAGER = "prewarm-scale"  # the field manager of minimum scales
 
 # Labels by which pods, and what they are made of, name the workload that people wrote.
 KNATIVE_SERVICE = "serving.knative.dev/service"

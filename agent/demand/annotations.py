@@ -22,10 +22,12 @@ from agent.demand import values
 from agent.demand.endpoint import (
     DEFAULT_LEAD,
     DEFAULT_PRIORITY,
+    DEFAULT_REPLICAS,
     DEFAULT_WINDOW,
     DemandDefaults,
     Endpoint,
     EndpointReading,
+    MinScale,
     Problem,
     ProblemKind,
     Schedule,
@@ -49,6 +51,7 @@ KEYS: tuple[str, ...] = (
     "images",
     "memory",
     "min-scale",
+    "replicas",
     "provision",
     "priority",
     "container",
@@ -59,7 +62,6 @@ _WORDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "layout": ("files", "triton"),
         "predict": ("off", "on", "shadow"),
-        "min-scale": ("off", "recommend", "apply"),
         "provision": ("off", "on"),
     }
 )
@@ -165,6 +167,8 @@ def _read(reader: _Reader, workload: WorkloadView, key: EndpointKey, defaults: D
         nodes=reader.value("nodes", values.nodes, workload.group_size),
         images=_images(reader, workload),
         memory=reader.value("memory", values.switch, False),
+        min_scale=_min_scale(reader, workload),
+        replicas=reader.value("replicas", values.replicas, DEFAULT_REPLICAS),
         priority=reader.value("priority", values.priority, DEFAULT_PRIORITY),
         gpus=_gpus(workload.spec),
         container=reader.value("container", lambda text: _container(text, workload.spec), workload.serving),
@@ -214,6 +218,15 @@ def _images(reader: _Reader, workload: WorkloadView) -> tuple[ImageRef, ...]:
     if len(images) > values.MAX_ITEMS:
         reader.note(ProblemKind.INVALID, "images", f"{len(images)} with the pod template's, at most {values.MAX_ITEMS}")
     return images
+
+
+def _min_scale(reader: _Reader, workload: WorkloadView) -> MinScale:
+    found = reader.value("min-scale", values.min_scale, MinScale.OFF)
+    if found is MinScale.OFF or workload.kind != "InferenceService":
+        return found
+    message = "not supported on an InferenceService: KServe sets the bounds of what it makes, so change its minReplicas"
+    reader.note(ProblemKind.NOT_SUPPORTED, "min-scale", message)
+    return MinScale.OFF
 
 
 def _gpus(spec: PodSpecView) -> int:

@@ -14,6 +14,7 @@ DEFAULT_WINDOW = timedelta(hours=1)
 DEFAULT_LEAD = timedelta(minutes=5)
 DEFAULT_NODES = 1
 DEFAULT_PRIORITY = 500
+DEFAULT_REPLICAS = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
@@ -35,6 +36,14 @@ class Schedule:
     zone: str
 
 
+class MinScale(StrEnum):
+    """What becomes of an endpoint's minimum scale in its windows."""
+
+    OFF = "off"
+    RECOMMEND = "recommend"  # say what would be done
+    APPLY = "apply"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Endpoint:
     """One endpoint as declared, all values checked. `nodes` is None for all eligible nodes."""
@@ -49,6 +58,8 @@ class Endpoint:
     nodes: int | None = DEFAULT_NODES
     images: tuple[ImageRef, ...] = ()
     memory: bool = False  # also keep the weights in page cache during windows
+    min_scale: MinScale = MinScale.OFF
+    replicas: int = DEFAULT_REPLICAS  # pods that a window needs
     priority: int = DEFAULT_PRIORITY
     gpus: int = 0  # what one pod needs at a time
     container: str = ""  # the serving container, "" to find it

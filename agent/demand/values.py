@@ -11,6 +11,7 @@ from agent.config import zone_name
 from agent.core.errors import Invalid, cut
 from agent.core.refs import ImageRef, ModelSource, parse_image_ref, parse_model_source
 from agent.core.units import format_duration, parse_duration
+from agent.demand.endpoint import MinScale
 
 MAX_ITEMS = 50  # models or images of one endpoint: as many as a NodeWarmup takes (deploy/crd.yaml)
 MAX_SCHEDULES = 16  # each may fire every minute, which costs the planner about 20 ms a cycle
@@ -64,6 +65,16 @@ def lead(text: str) -> timedelta:
 def nodes(text: str) -> int | None:
     """Parse a number from 1, or `all` (None)."""
     return None if text.strip() == "all" else _whole(text, 1, 100_000, "a number from 1 to 100000, or all")
+
+
+def replicas(text: str) -> int:
+    """Parse a number from 1."""
+    return _whole(text, 1, 100_000, "a number from 1 to 100000")
+
+
+def min_scale(text: str) -> MinScale:
+    """Parse what becomes of the minimum scale."""
+    return MinScale(word(text, *MinScale))
 
 
 def priority(text: str) -> int:

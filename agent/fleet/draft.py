@@ -26,6 +26,7 @@ from agent.fleet.holidays import keepers, soften_notes, without_softened
 from agent.fleet.loads import Loads
 from agent.fleet.placement import place
 from agent.fleet.resolutions import Resolutions
+from agent.fleet.scale import Scaling, scalings
 from agent.fleet.yields import node_yields, slow_notes
 from agent.kube.events import Announcement, EventType
 from agent.kube.objects import ConfigMapView, NodeView, NodeWarmupView, ObjectRef, WorkloadView
@@ -73,6 +74,7 @@ class Draft:
     used: frozenset[EndpointKey] = frozenset()  # those that have pods now
     misses: Mapping[EndpointKey, timedelta] = field(default_factory=dict)  # by how much next windows will be late
     slow_nodes: frozenset[str] = frozenset()
+    scalings: tuple[Scaling, ...] = ()
     wake_at: datetime | None = None  # when the same state would give another plan
 
 
@@ -135,6 +137,7 @@ class Drafter:
             used=frozenset(r.key for w, r in self._readings.values() if r.key and w.running),
             misses={key: some[0].late.by for key, some in ahead.misses.items()},
             slow_nodes=frozenset(name for name, found in yields.items() if found.slow),
+            scalings=scalings(endpoints, {key: dated.windows for key, dated in self._windows.items()}),
             wake_at=min(
                 [d.until for d in self._windows.values()]
                 + [w.ready_by for d in self._windows.values() for w in d.windows[:2] if w.ready_by > now]

@@ -25,6 +25,7 @@ from agent.fleet.planner import Forecast, Planner, Plans
 from agent.fleet.publish import Publisher, PublishReport
 from agent.fleet.resolutions import ImageResolver, ModelResolver, ResolvedModel, from_warmups
 from agent.fleet.resolve import Resolver
+from agent.fleet.scaler import Scaler
 from agent.fleet.sources import Sources, watches
 from agent.fleet.withdraw import Withdrawer, WithdrawReport, brake_alarm
 from agent.kube.api import KubeApi
@@ -147,7 +148,13 @@ class Fleet:
             self._events(plans.standing),
             history,
             self._events(history.refused),
+            *self._scaling(plans),
         ]
+
+    def _scaling(self, plans: Plans) -> list[Service]:
+        """Return what raises minimum scales, and what says so in Events."""
+        said: Latest[Collection[Announcement]] = Latest(())
+        return [Scaler(self._api, plans.scalings, said, clock=self._clock), self._events(said)]
 
     def _brake_alarm(self) -> list[Service]:
         """Return what says so in an Event while the brake holds."""

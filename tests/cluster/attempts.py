@@ -17,6 +17,7 @@ from tests.bed import APPLY_PATCH, JSON_PATCH, MERGE_PATCH, STRATEGIC_PATCH, Api
 WARMUPS = "/apis/prewarm.dev/v1alpha1/nodewarmups"
 NODES = "/api/v1/nodes"
 CONFIGMAPS = "/api/v1/namespaces/{namespace}/configmaps"
+HPAS = "/apis/autoscaling/v2/namespaces/default/horizontalpodautoscalers"
 TAINT = {"key": "prewarm.dev/not-ready", "effect": "NoSchedule"}
 
 
@@ -101,6 +102,10 @@ def _keep(what: str, answer: Answer, value: str = "true", *, manager: str = "pre
     body = {"apiVersion": "v1", "kind": "Node", "metadata": {"annotations": annotations | more}}
     path = f"{NODES}/{{own}}/status?fieldManager={manager}"
     return Attempt(what=what, answer=answer, path=path, body=body, content=APPLY_PATCH)
+
+
+def _hpa(what: str, answer: Answer, body: Object) -> Attempt:
+    return Attempt(what=what, answer=answer, path=f"{HPAS}/{{own}}", body=body)
 
 
 ENDPOINT = "endpoint.prewarm.dev/llm.chat"
@@ -237,6 +242,25 @@ PLANNER: tuple[Attempt, ...] = (
     ),
     Attempt(what="deletes a history", answer=RBAC, path=f"{CONFIGMAPS}/prewarm-history-0", body=None, method="DELETE"),
     Attempt(what="deletes a NodeWarmup", answer=RBAC, path=f"{WARMUPS}/{{own}}", body=None, method="DELETE"),
+    _hpa(
+        "raises the least number of pods",
+        OK,
+        {"metadata": {"labels": {"prewarm.dev/raised-from": "1"}}, "spec": {"minReplicas": 2}},
+    ),
+    _hpa("changes the greatest number of pods", POLICY, {"spec": {"maxReplicas": 9}}),
+    _hpa("scales something else", POLICY, {"spec": {"scaleTargetRef": {"name": "other"}}}),
+    _hpa(
+        "changes how an autoscaler behaves", POLICY, {"spec": {"behavior": {"scaleDown": {"selectPolicy": "Disabled"}}}}
+    ),
+    _hpa("a label of an autoscaler", POLICY, {"metadata": {"labels": {"team": "x"}}}),
+    _hpa("removes a label of an autoscaler", POLICY, {"metadata": {"labels": {"keep/me": None}}}),
+    _hpa(
+        "an annotation of an autoscaler",
+        POLICY,
+        {"metadata": {"annotations": {"autoscaling.knative.dev/min-scale": "1"}}},
+    ),
+    _hpa("a finalizer of an autoscaler", POLICY, {"metadata": {"finalizers": ["x/y"]}}),
+    Attempt(what="deletes an autoscaler", answer=RBAC, path=f"{HPAS}/{{own}}", body=None, method="DELETE"),
 )
 
 

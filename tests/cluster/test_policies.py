@@ -20,7 +20,7 @@ import yaml
 from agent.core.names import KEEP_ANNOTATIONS
 from tests.bed import Api, Bed, Object
 from tests.bed.bed import PROJECT
-from tests.cluster.attempts import AGENT, NODES, PLANNER, WARMUPS, Answer, Attempt, unbound
+from tests.cluster.attempts import AGENT, HPAS, NODES, PLANNER, WARMUPS, Answer, Attempt, unbound
 from tests.cluster.product import NAMESPACE, Product, wait_until
 
 pytestmark = pytest.mark.cluster
@@ -84,6 +84,7 @@ def stage(bed: Bed, product: Product) -> Iterator[Stage]:
         metadata = {"name": name, "labels": keep, "annotations": {"keep/me": "1"} | kept}
         bed.api.post(NODES, {"metadata": metadata, "spec": {"taints": taints, "unschedulable": False}})
         bed.api.post(WARMUPS, warmup(name))
+    bed.api.post(HPAS, autoscaler(own))
     made = Stage(bed=bed, own=own, other=other)
     made.add_pods()
     yield made
@@ -91,6 +92,7 @@ def stage(bed: Bed, product: Product) -> Iterator[Stage]:
     for name in (own, other):
         bed.api.delete(f"{WARMUPS}/{name}")
         bed.api.delete(f"{NODES}/{name}")
+    bed.api.delete(f"{HPAS}/{own}")
     bed.kubectl(*scale, "--replicas=2")
     bed.kubectl("-n", NAMESPACE, "rollout", "status", "deployment/prewarm-planner", "--timeout=90s")
 
@@ -136,7 +138,7 @@ def test_the_type_checker_has_nothing_against_any_policy(stage: Stage) -> None:
     names += [
         p["metadata"]["name"] for p in documents(PROJECT / "deploy/policies/planner.yaml") if "Binding" not in p["kind"]
     ]
-    assert len(names) == 5
+    assert len(names) == 6
     assert {name: type_warnings(stage.bed, name) for name in names} == {name: [] for name in names}
 
 
@@ -227,6 +229,14 @@ def warmup(node: str) -> Object:
         "kind": "NodeWarmup",
         "metadata": {"name": node},
         "spec": {"endpoints": []},
+    }
+
+
+def autoscaler(name: str) -> Object:
+    target = {"apiVersion": "apps/v1", "kind": "Deployment", "name": name}
+    return {
+        "metadata": {"name": name, "labels": {"keep/me": "1"}},
+        "spec": {"scaleTargetRef": target, "minReplicas": 1, "maxReplicas": 4},
     }
 
 

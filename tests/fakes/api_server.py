@@ -246,7 +246,8 @@ class FakeApiServer:
         labels = [p.partition("=") for p in query.get("labelSelector", "").split(",") if p]
         fields = [p.partition("=") for p in query.get("fieldSelector", "").split(",") if p]
         known = {"metadata.name": meta["name"], "spec.nodeName": (item.get("spec") or {}).get("nodeName", "")}
-        return all((meta.get("labels") or {}).get(k) == v for k, _, v in labels) and all(
+        have = meta.get("labels") or {}
+        return all(have.get(k) == v if equals else k in have for k, equals, v in labels) and all(
             known[k] == v for k, _, v in fields
         )
 

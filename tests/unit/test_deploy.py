@@ -13,6 +13,7 @@ from agent.core import names
 from agent.core.inventory import GpuVerdict
 from agent.demand.history_shards import SHARDS
 from agent.fleet.history_store import shard_name
+from agent.kube.scalers import SCALERS
 from agent.node.readiness import readiness
 from tests.fakes.virtual_time import START
 from tests.unit.node.making import assigned, warm
@@ -37,6 +38,9 @@ GRANTED: dict[tuple[str, str, str], str] = {
     ("ClusterRole/prewarm-planner", "nodes/status", ""): "patch",  # fleet/withdraw, fleet/keeper
     ("ClusterRole/prewarm-planner", "events", ""): "create get patch",  # kube/events
     ("ClusterRole/prewarm-planner", "prewarm.dev/nodewarmups", ""): "list watch create patch",  # fleet/publish
+    ("ClusterRole/prewarm-planner", "autoscaling/horizontalpodautoscalers", ""): "list patch",  # fleet/scaler
+    ("ClusterRole/prewarm-planner", "keda.sh/scaledobjects", ""): "list patch",
+    ("ClusterRole/prewarm-planner", "autoscaling.internal.knative.dev/podautoscalers", ""): "list patch",
     ("Role/prewarm-planner", "pods", ""): "list watch",  # the agents, in its own namespace
     (
         "Role/prewarm-planner",
@@ -106,10 +110,35 @@ def test_every_policy_denies_and_concerns_one_account() -> None:
 
 def test_the_resources_with_a_status_are_covered_with_it() -> None:
     for name, spec in policies().items():
-        (rule,) = spec["matchConstraints"]["resourceRules"]
-        kind = name.rpartition("-")[2]
-        assert rule["resources"] == ([kind] if kind == "configmaps" else [kind, f"{kind}/status"])
-        assert rule["operations"] == ["CREATE", "UPDATE", "DELETE"]
+        for rule in spec["matchConstraints"]["resourceRules"]:
+            kind = rule["resources"][0]
+            assert rule["resources"] == ([kind] if kind == "configmaps" else [kind, f"{kind}/status"])
+            assert rule["operations"] == ["CREATE", "UPDATE", "DELETE"]
+            assert kind == name.rpartition("-")[2] or name == "prewarm-planner-scalers"
+
+
+def test_the_planner_s_policies_cover_all_that_it_may_patch_in_the_cluster() -> None:
+    covered = {
+        f"{group}/{rule['resources'][0]}".lstrip("/")
+        for name, spec in policies().items()
+        for rule in spec["matchConstraints"]["resourceRules"]
+        for group in rule["apiGroups"]
+        if name.startswith("prewarm-planner")
+    }
+    patched = {
+        resource.removesuffix("/status")
+        for (role, resource, _), verbs in grants()
+        if role == "ClusterRole/prewarm-planner" and "patch" in verbs.split()
+    }
+    assert patched - covered == {"events"}
+
+
+def test_the_scalers_policy_knows_every_field_that_the_planner_writes() -> None:
+    text = str(policies()["prewarm-planner-scalers"])
+    for knob, resource in SCALERS.items():
+        assert f"'{knob.word}'" in text
+        assert resource.plural in text
+    assert f"'{names.LABEL_RAISED_FROM}'" in text
 
 
 def test_the_agents_policy_knows_every_name_and_value_that_the_agent_writes() -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from agent.core.refs import EndpointKey, parse_image_ref, parse_model_source
 from agent.demand.annotations import KEYS, duplicates, read_endpoint, refuse_duplicates
-from agent.demand.endpoint import ProblemKind, Schedule
+from agent.demand.endpoint import MinScale, ProblemKind, Schedule
 from agent.kube.objects import ContainerView, PodSpecView
 from tests.unit.demand.workloads import DEFAULTS, SPEC, endpoint, read, workload
 
@@ -59,7 +59,10 @@ GOOD: list[tuple[str, str, str, object]] = [
     ("images", "redis:8, busybox:latest", "images", tuple(map(parse_image_ref, (*TEMPLATE_IMAGES, "redis:8")))),
     ("memory", "off", "memory", False),
     ("memory", " on ", "memory", True),
-    ("min-scale", "off", "nodes", 1),
+    ("min-scale", "off", "min_scale", MinScale.OFF),
+    ("min-scale", "recommend", "min_scale", MinScale.RECOMMEND),
+    ("min-scale", " apply ", "min_scale", MinScale.APPLY),
+    ("replicas", "12", "replicas", 12),
     ("provision", "off", "nodes", 1),
     ("priority", "0", "priority", 0),
     ("priority", "1000", "priority", 1000),
@@ -126,6 +129,8 @@ BAD: list[tuple[str, str, str]] = [
     ("images", "redis:8,redis@sha256:12", "must be sha256: and 64 hex digits"),
     ("memory", "maybe", "'maybe' is not one of on, off"),
     ("min-scale", "3", "'3' is not one of off, recommend, apply"),
+    ("replicas", "0", "'0' is not a number from 1 to 100000"),
+    ("replicas", "p95", "'p95' is not a number"),
     ("provision", "true", "'true' is not one of off, on"),
     ("priority", "1001", "'1001' is not a number from 0 to 1000"),
     ("priority", "high", "'high' is not a number from 0 to 1000"),
@@ -170,8 +175,6 @@ def test_a_bad_value_makes_the_endpoint_invalid_and_is_told(key: str, text: str,
         ("layout", "triton"),
         ("predict", "on"),
         ("predict", "shadow"),
-        ("min-scale", "recommend"),
-        ("min-scale", "apply"),
         ("provision", "on"),
     ],
 )
