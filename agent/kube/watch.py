@@ -27,7 +27,7 @@ from agent.kube.errors import Away, Forbidden, Gone, NotFound, refusal
 log = structlog.get_logger()
 
 _MAX_LINE = 32 << 20
-_ABSENT_SECONDS = 60.0  # between two looks for a kind that is not installed
+_ABSENT_SECONDS = 30.0  # between two looks for a kind that is not installed
 _SHORT_SECONDS = 5.0  # a watch that ends sooner than this counts as a failure for the pace of the next
 
 
