@@ -166,7 +166,12 @@ def make_scaled(space: Space) -> datetime:
         space.make(DEPLOYMENTS, name, deployment(name, mode, replicas=1 if name == "hpa" else 0))
     for name in ("hpa", "asked"):
         spec = {"scaleTargetRef": target | {"name": name}, "maxReplicas": 3}
-        body = {"apiVersion": "autoscaling/v2", "kind": "HorizontalPodAutoscaler", "spec": spec}
+        body = {
+            "apiVersion": "autoscaling/v2",
+            "kind": "HorizontalPodAutoscaler",
+            "metadata": {"name": name},
+            "spec": spec,
+        }
         path = f"/{HPAS.format(space.namespace)}/{name}?fieldManager=owner"
         space.bed.api.patch(path, body, APPLY_PATCH)
     space.make(HPAS, "owned", {"scaleTargetRef": target | {"name": "owned"}, "maxReplicas": 3})
