@@ -24,6 +24,8 @@ def test_every_metric_of_the_planner_shows_its_value_now() -> None:
         unwritten=lambda: 1,
         late=lambda: {KEY: timedelta(minutes=5)},
         slow=lambda: 4,
+        kept=lambda: 5,
+        unkept=lambda: 6,
         ended=lambda: {(KEY, "hit"): 9},
         histories=lambda: 5,
         history_known=lambda: 0.5,
@@ -35,4 +37,4 @@ def test_every_metric_of_the_planner_shows_its_value_now() -> None:
     lines = generate_latest(registry).decode().splitlines()
     values = {name: float(value) for name, _, value in (line.partition(" ") for line in lines if line[0] != "#")}
     assert [name.partition("{")[0] for name in values] == [m.name for m in catalogue.PLANNER]
-    assert list(values.values()) == [1, 2, 1, 3, 7, 1, 4, 300, 9, 5, 0.5, 1234, 6]
+    assert list(values.values()) == [1, 2, 1, 3, 7, 1, 4, 5, 6, 300, 9, 5, 0.5, 1234, 6]
