@@ -70,7 +70,8 @@ class Leader:
     def sees(self, *running: EndpointKey, declared: tuple[EndpointKey, ...] = (CHAT, CODE)) -> None:
         self.endpoints.set(tuple(endpoint(key) for key in declared))
         items = {str(key): workload(key, running=key in running) for key in declared}
-        self.sources.deployments.set(replace(self.sources.deployments.get(), items=items))
+        cell = self.sources.workloads["deployments"]
+        cell.set(replace(cell.get(), items=items))
 
     def start(self) -> None:
         self.task = asyncio.create_task(self.keeper.run(), name="keeper")
