@@ -192,7 +192,7 @@ async def test_a_leader_that_dies_between_two_writes_is_followed_by_one_that_goe
     await deployment(server, "second", nodes="30", **where)
     dying = Dying(FixedServer(server.url), writes)
     async with planner(server, models, through=dying):
-        await until(server, lambda: dying.dead)
+        await until(server, lambda: dying.dead and len(having("second")) >= writes)  # those under way have come through
     assert writes <= len(having("second")) < 30
     lease = "/apis/coordination.k8s.io/v1/namespaces/prewarm/leases/prewarm-planner"
     held = server.get(lease) or {}
