@@ -30,6 +30,7 @@ DEPLOYMENTS = "apis/apps/v1/namespaces/{}/deployments"
 HPAS = "apis/autoscaling/v2/namespaces/{}/horizontalpodautoscalers"
 KEDA = "apis/keda.sh/v1alpha1/namespaces/{}/scaledobjects"
 KNATIVE_SCALERS = "apis/autoscaling.internal.knative.dev/v1alpha1/namespaces/{}/podautoscalers"
+SCALED = ("scaled", "hpa", "keda", "owned", "asked")  # the first by Knative
 MIN_SCALE = "autoscaling.knative.dev/min-scale"
 
 
@@ -115,7 +116,8 @@ def test_kinds_that_appear_are_warmed_and_windows_keep_nodes_and_raise_minimum_s
     wait_until(lambda: least(space) == ["2", 2, 2], 30, "minimum scales are raised")
     wait_until(lambda: "LeftAlone" in space.reasons("owned"), 10, "what is somebody else's is told")
     wait_until(lambda: "WouldRaise" in space.reasons("asked"), 10, "what would be done is told")
-    nodes = {e["node"] for endpoints in space.placed().values() for e in endpoints}
+    nodes = {e["node"] for name, found in space.placed().items() if name in SCALED for e in found}
+    assert nodes
     wait_until(lambda: all(kept(bed, n) for n in nodes), 10, "nodes of due windows are kept")
     bed.kubectl(
         *("-n", NAMESPACE, "delete", "pod", "-l", "app.kubernetes.io/component=planner", "--force", "--grace-period=0")
@@ -148,7 +150,7 @@ def make_kinds(space: Space) -> None:
 
 def make_scaled(space: Space) -> datetime:
     """Workloads with autoscalers, in a window that is due now, and when it ends: a second after a full minute."""
-    starts = (datetime.now(UTC) + timedelta(seconds=40 + 59)).replace(second=0, microsecond=0)
+    starts = (datetime.now(UTC) + timedelta(seconds=50 + 59)).replace(second=0, microsecond=0)
     annotations = {
         "prewarm.dev/schedule": f"{starts.minute} {starts.hour} * * *",
         "prewarm.dev/lead": "1h",
@@ -161,7 +163,7 @@ def make_scaled(space: Space) -> datetime:
     target = {"apiVersion": "apps/v1", "kind": "Deployment", "name": "scaled-00001-deployment"}
     labels = {KNATIVE_SERVICE: "scaled"}
     space.make(KNATIVE_SCALERS, "scaled-00001", {"scaleTargetRef": target, "reachability": "Reachable"}, labels=labels)
-    for name in ("hpa", "keda", "owned", "asked"):
+    for name in SCALED[1:]:
         mode = annotations | ({"prewarm.dev/min-scale": "recommend"} if name == "asked" else {})
         space.make(DEPLOYMENTS, name, deployment(name, mode, replicas=1 if name == "hpa" else 0))
     for name in ("hpa", "asked"):
