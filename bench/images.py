@@ -13,12 +13,15 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import logging
 import os
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+import structlog
 
 from agent.config import Settings
 from agent.core.inventory import ImageLevel
@@ -55,6 +58,7 @@ def main() -> int:
     parser.add_argument("--mbit", type=int, default=400, help="rate of the registry to the node")
     parser.add_argument("--json", type=Path, help="add the samples to those in this file, and report all")
     options = parser.parse_args()
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
     lazy = options.what == "lazy"
     rounds, size = options.rounds or (20 if lazy else 10), (options.megabytes or (250 if lazy else 1000)) * 1_000_000
     containerd = needs.newer("sid", "containerd")
@@ -64,14 +68,15 @@ def main() -> int:
     samples: Samples = {start: kept.get(start, []) for start in (LAZY if lazy else PLAIN)}
     work = PROJECT / ".cache" / f"bed-bench-{os.getpid()}"
     with Bed(work, nodes=1, containerd=[containerd], lazy=lazy) as bed:
-        (measure_lazy if lazy else measure_plain)(bed, options.mbit, rounds, size, samples)
-    if options.json:
-        options.json.write_text(json.dumps(samples))
+        for number, _ in enumerate((measure_lazy if lazy else measure_plain)(bed, options.mbit, rounds, size, samples)):
+            print(f"round {number + 1}  " + "  ".join(f"{s} {v[-1]:6.2f} s" for s, v in samples.items()), flush=True)
+            if options.json:
+                options.json.write_text(json.dumps(samples))
     return (report_lazy if lazy else report_plain)(samples, size, options.mbit)
 
 
-def measure_plain(bed: Bed, mbit: int, rounds: int, size_bytes: int, samples: Samples) -> None:
-    """Rounds of cold, warmed and there all along, the last of these an image of the same shape and other bytes."""
+def measure_plain(bed: Bed, mbit: int, rounds: int, size_bytes: int, samples: Samples) -> Iterator[None]:
+    """Yield after each of the rounds of cold, warmed and there all along, the last of these an image of the same shape and other bytes."""
     make_image(bed, "there", size_bytes, "gzip")
     make_image(bed, "bench", size_bytes, "gzip")
     warm(bed, "there")
@@ -86,11 +91,11 @@ def measure_plain(bed: Bed, mbit: int, rounds: int, size_bytes: int, samples: Sa
             bed.shape(mbit)
             samples[name].append(start(bed, image)[0])
             bed.shape(None)
-        show(number, samples)
+        yield
 
 
-def measure_lazy(bed: Bed, mbit: int, rounds: int, size_bytes: int, samples: Samples) -> None:
-    """Rounds of one image fetched whole, the same again, and its eStargz twin, new each time, before and after hydration."""
+def measure_lazy(bed: Bed, mbit: int, rounds: int, size_bytes: int, samples: Samples) -> Iterator[None]:
+    """Yield after each of the rounds of one image fetched whole, the same again, and its eStargz twin, new each time, before and after hydration."""
     make_image(bed, "whole", size_bytes, "gzip")
     for number in range(rounds):
         twin = f"lazy-{number}"
@@ -110,7 +115,7 @@ def measure_lazy(bed: Bed, mbit: int, rounds: int, size_bytes: int, samples: Sam
                 samples["hydrated"].append(start(bed, twin)[1])
                 bed.start_registry()
                 forget(bed, twin)
-        show(number, samples)
+        yield
 
 
 def make_image(bed: Bed, name: str, size_bytes: int, compression: Compression) -> None:
@@ -180,11 +185,6 @@ def pod(name: str) -> dict[str, object]:
     container = {"name": "main", "image": f"{REGISTRY}/{name}:1", "readinessProbe": probe}
     spec = {"terminationGracePeriodSeconds": 0, "dnsPolicy": "Default", "containers": [container]}
     return {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": spec}
-
-
-def show(number: int, samples: Samples) -> None:
-    """Print a round."""
-    print(f"round {number + 1}  " + "  ".join(f"{s} {v[-1]:6.2f} s" for s, v in samples.items() if v), flush=True)
 
 
 def report_plain(samples: Samples, size_bytes: int, mbit: int) -> int:

@@ -92,7 +92,8 @@ class Sources:
             try:
                 here, ended = await asyncio.to_thread(self._ask, process)
             except OSError as error:
-                log.debug("bytes of pulls are not counted by source", error=str(error))
+                if first:
+                    log.debug("bytes of pulls are not counted by source", error=str(error))
                 return
             if first:
                 self._seen = {each.cookie: each.received_bytes for each in here}
