@@ -62,6 +62,8 @@ def test_names_end_in_a_unit_or_total_and_have_our_prefix() -> None:
         "prewarm_planner_slow_nodes",
         "prewarm_history_endpoints",
         "prewarm_history_known_ratio",
+        "prewarm_planner_kept_nodes",
+        "prewarm_planner_unkept_nodes",
     }
     contract = {"cold_start_total_seconds", "image_pull_seconds", "model_load_seconds"}
     for metric in CATALOGUE:
