@@ -1,16 +1,21 @@
-"""Kinds that a cluster may lack, on a real API server with the CRDs of the real kinds; their controllers are played by the test."""
+"""Kinds that a cluster may lack, nodes kept for windows, minimum scales: on a real API server, with the real kinds' CRDs.
+
+The controllers of Knative, KServe, LeaderWorkerSet and KEDA are played by the test; HorizontalPodAutoscalers have their own.
+"""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
-from agent.core.names import KNATIVE_SERVICE, KSERVE_SERVICE
-from tests.bed import Bed, Object
+from agent.core.names import KEEP_ANNOTATIONS, KNATIVE_SERVICE, KSERVE_SERVICE
+from tests.bed import APPLY_PATCH, Bed, Object
 from tests.bed.bed import PROJECT
-from tests.cluster.product import Product, wait_until
+from tests.cluster.product import NAMESPACE, Product, wait_until
 
 pytestmark = pytest.mark.cluster
 
@@ -22,6 +27,11 @@ KNATIVE = "apis/serving.knative.dev/v1/namespaces/{}/services"
 KSERVE = "apis/serving.kserve.io/v1beta1/namespaces/{}/inferenceservices"
 GROUPS = "apis/leaderworkerset.x-k8s.io/v1/namespaces/{}/leaderworkersets"
 DEPLOYMENTS = "apis/apps/v1/namespaces/{}/deployments"
+HPAS = "apis/autoscaling/v2/namespaces/{}/horizontalpodautoscalers"
+KEDA = "apis/keda.sh/v1alpha1/namespaces/{}/scaledobjects"
+KNATIVE_SCALERS = "apis/autoscaling.internal.knative.dev/v1alpha1/namespaces/{}/podautoscalers"
+SCALED = ("scaled", "hpa", "keda", "owned", "asked")  # the first by Knative
+MIN_SCALE = "autoscaling.knative.dev/min-scale"
 
 
 class Space:
@@ -32,8 +42,8 @@ class Space:
 
     def make(self, collection: str, name: str, spec: Object, **metadata: Any) -> Object:
         root, _, _ = collection.partition("/namespaces")
-        kind = {"services": "Service"}.get(collection.rpartition("/")[2], "")
-        kind = kind or {KSERVE: "InferenceService", GROUPS: "LeaderWorkerSet"}.get(collection, "")
+        kind = {"services": "Service", "podautoscalers": "PodAutoscaler"}.get(collection.rpartition("/")[2], "")
+        kind = kind or {KSERVE: "InferenceService", GROUPS: "LeaderWorkerSet", KEDA: "ScaledObject"}.get(collection, "")
         typed = {"apiVersion": root.removeprefix("apis/"), "kind": kind} if kind else {}
         body = {**typed, "metadata": {"name": name, **metadata}, "spec": spec}
         return self.bed.api.post("/" + collection.format(self.namespace), body)
@@ -90,7 +100,9 @@ def crds(bed: Bed) -> list[Object]:
     return [c for c in found if c["spec"]["group"] != "prewarm.dev"]
 
 
-def test_kinds_that_appear_are_warmed(space: Space) -> None:
+def test_kinds_that_appear_are_warmed_and_windows_keep_nodes_and_raise_minimum_scales(
+    bed: Bed, product: Product, space: Space
+) -> None:
     make_kinds(space)
     placed = wait_until(lambda: (p := space.placed()) and len(p) == 3 and p, 60, "three kinds are placed")
     assert set(placed) == {"knative", "kserve", "group"}  # what controllers made of them is no endpoint
@@ -99,6 +111,27 @@ def test_kinds_that_appear_are_warmed(space: Space) -> None:
     assert [i["ref"] for i in placed["kserve"][0]["images"]] == [IMAGE]
     told = wait_until(lambda: space.reasons("kserve").get("Note"), 10, "the second download is told")
     assert "storage-initializer downloads s3://models/workloads/llm/ again" in told
+
+    ends = make_scaled(space)
+    wait_until(lambda: least(space) == ["2", 2, 2], 30, "minimum scales are raised")
+    wait_until(lambda: "LeftAlone" in space.reasons("owned"), 10, "what is somebody else's is told")
+    wait_until(lambda: "WouldRaise" in space.reasons("asked"), 10, "what would be done is told")
+    nodes = {e["node"] for name, found in space.placed().items() if name in SCALED for e in found}
+    assert nodes
+    wait_until(lambda: all(kept(bed, n) for n in nodes), 10, "nodes of due windows are kept")
+    bed.kubectl(
+        *("-n", NAMESPACE, "delete", "pod", "-l", "app.kubernetes.io/component=planner", "--force", "--grace-period=0")
+    )
+    wait_until(lambda: space.get(DEPLOYMENTS, "hpa")["spec"]["replicas"] == 2, 40, "the real autoscaler follows")
+    assert datetime.now(UTC) < ends, "the window was too short for what is tested in it"
+
+    time.sleep((ends - datetime.now(UTC)).total_seconds())
+    wait_until(lambda: least(space) == [None, 1, None], 40, "the next planner restores them")
+    wait_until(lambda: not any(kept(bed, n) for n in nodes), 20, "nodes are let go")
+    untouched = [space.get(HPAS, name) for name in ("owned", "asked")]
+    assert [h["spec"]["minReplicas"] for h in untouched] == [1, 1]
+    assert not any("prewarm.dev/raised-from" in h["metadata"].get("labels", {}) for h in untouched)
+    product.wait_until_running()
 
 
 def make_kinds(space: Space) -> None:
@@ -113,3 +146,48 @@ def make_kinds(space: Space) -> None:
     kserve = space.make(KSERVE, "kserve", {"predictor": {"model": model}}, annotations=window)
     space.child("kserve-predictor", kserve, {KSERVE_SERVICE: "kserve", "component": "predictor"}, window)
     space.make(GROUPS, "group", {"leaderWorkerTemplate": {"size": 2, "workerTemplate": template}})
+
+
+def make_scaled(space: Space) -> datetime:
+    """Workloads with autoscalers, in a window that is due now, and when it ends: a second after a full minute."""
+    starts = (datetime.now(UTC) + timedelta(seconds=50 + 59)).replace(second=0, microsecond=0)
+    annotations = {
+        "prewarm.dev/schedule": f"{starts.minute} {starts.hour} * * *",
+        "prewarm.dev/lead": "1h",
+        "prewarm.dev/window": "1s",
+        "prewarm.dev/min-scale": "apply",
+        "prewarm.dev/replicas": "2",
+    }
+    service = space.make(KNATIVE, "scaled", {"template": {"metadata": {"annotations": annotations}, "spec": POD}})
+    assert service["spec"]["template"]["metadata"]["annotations"] == annotations
+    target = {"apiVersion": "apps/v1", "kind": "Deployment", "name": "scaled-00001-deployment"}
+    labels = {KNATIVE_SERVICE: "scaled"}
+    space.make(KNATIVE_SCALERS, "scaled-00001", {"scaleTargetRef": target, "reachability": "Reachable"}, labels=labels)
+    for name in SCALED[1:]:
+        mode = annotations | ({"prewarm.dev/min-scale": "recommend"} if name == "asked" else {})
+        space.make(DEPLOYMENTS, name, deployment(name, mode, replicas=1 if name == "hpa" else 0))
+    for name in ("hpa", "asked"):
+        spec = {"scaleTargetRef": target | {"name": name}, "maxReplicas": 3}
+        body = {
+            "apiVersion": "autoscaling/v2",
+            "kind": "HorizontalPodAutoscaler",
+            "metadata": {"name": name},
+            "spec": spec,
+        }
+        path = f"/{HPAS.format(space.namespace)}/{name}?fieldManager=owner"
+        space.bed.api.patch(path, body, APPLY_PATCH)
+    space.make(HPAS, "owned", {"scaleTargetRef": target | {"name": "owned"}, "maxReplicas": 3})
+    space.make(KEDA, "keda", {"scaleTargetRef": {"name": "keda"}, "triggers": []})
+    return starts + timedelta(seconds=1)
+
+
+def least(space: Space) -> list[object]:
+    """The least number of pods of the three kinds of autoscaler."""
+    knative = space.get(KNATIVE_SCALERS, "scaled-00001")["metadata"].get("annotations", {})
+    hpa, keda = space.get(HPAS, "hpa")["spec"], space.get(KEDA, "keda")["spec"]
+    return [knative.get(MIN_SCALE), hpa.get("minReplicas"), keda.get("minReplicaCount")]
+
+
+def kept(bed: Bed, node: str) -> bool:
+    annotations = bed.api.get(f"/api/v1/nodes/{node}")["metadata"].get("annotations", {})
+    return any(key in annotations for key in KEEP_ANNOTATIONS)
