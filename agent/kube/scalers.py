@@ -94,8 +94,9 @@ SCALERS: Mapping[Knob, Resource[ScalerView]] = {
 
 def applied(view: ScalerView, least: int | None, raised_from: str) -> Json:
     """Return what SCALE_MANAGER applies: `least` (None lets go of it) and the record of what was before ("" for none)."""
-    labels = {LABEL_RAISED_FROM: raised_from} if raised_from else {}
-    meta = {"name": view.name, "namespace": view.namespace, "uid": view.uid, "labels": labels}
+    # Without a record no labels at all: applied empty, they become null in a custom resource.
+    labels = {"labels": {LABEL_RAISED_FROM: raised_from}} if raised_from else {}
+    meta = {"name": view.name, "namespace": view.namespace, "uid": view.uid} | labels
     body: dict[str, object] = {"apiVersion": view.knob.api_version, "kind": view.knob.kind, "metadata": meta}
     if least is None:
         return body

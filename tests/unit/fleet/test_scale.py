@@ -16,7 +16,7 @@ from agent.demand.endpoint import MinScale, WorkloadRef
 from agent.fleet.scale import Scaling, raised, restored, scaler_of
 from agent.fleet.scaler import Scaler
 from agent.kube.events import Announcement
-from agent.kube.scalers import HPA, KEDA, KNATIVE, SCALERS, Knob, ScalerView
+from agent.kube.scalers import HPA, KEDA, KNATIVE, SCALERS, Knob, ScalerView, applied
 from tests.fakes.api_server import DirectApi, FakeApiServer
 from tests.fakes.virtual_time import START, LoopClock, run_virtual
 
@@ -267,6 +267,17 @@ def test_a_number_that_was_nobody_s_is_put_back_as_it_was() -> None:
         assert step is not None
         assert (step.least, step.raised_from) == (None, "")
     assert restored(view(least=4)) is None
+
+
+def test_what_is_let_go_names_no_labels() -> None:
+    """Applied empty they would be null in a custom resource, and what reads them would have to expect that."""
+    step = restored(view(KEDA, least=4, raised_from="none", ours=True))
+    assert step is not None
+    assert applied(step.scaler, step.least, step.raised_from)["metadata"] == {
+        "name": "chat",
+        "namespace": "shop",
+        "uid": "u",
+    }
 
 
 def test_of_several_autoscalers_the_one_that_decides_is_taken() -> None:
