@@ -190,6 +190,7 @@ def _images(
             clock=process.clock,
             heartbeat=process.heartbeat,
             observer=metrics,
+            elsewhere=facts.elsewhere,
         )
     )
     return client

@@ -207,7 +207,8 @@ class Inventory:
     `resolved` maps a model URI (as text) to the digest the agent itself found for it, for wants that carry none;
     `unresolved` maps one to why none was found.
     `waiting` are endpoints some pod on this node waits for in `prewarm wait`. `proved` turns True when the first full
-    proof after the process started is through: until then nothing may be claimed.
+    proof after the process started is through: until then nothing may be claimed. `elsewhere` are the runtime handlers whose
+    images lie in another snapshotter than the one that is looked at, with that one's name.
     """
 
     boot_id: str = ""
@@ -222,6 +223,12 @@ class Inventory:
     pace_bytes_per_second: float = 0.0  # what nine in ten measurements of this node's downloads reached; 0: not known
     present_bytes_per_second: float = 0.0  # what running downloads reach now; 0: none runs, or it is too early to tell
     proved: bool = False
+    elsewhere: Mapping[str, str] = field(default_factory=dict)
+
+    def unproved(self, runtime_handler: str) -> str:
+        """Return why images are not proved where a runtime handler looks for them, "" if they are."""
+        other = self.elsewhere.get(runtime_handler)
+        return f"runtime handler {runtime_handler} unpacks into {other}, where prewarm proves nothing" if other else ""
 
 
 def with_residency(models: Mapping[Digest, ModelState], memory: MemoryView) -> Mapping[Digest, ModelState]:

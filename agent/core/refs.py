@@ -188,7 +188,7 @@ def parse_image_ref(text: str) -> ImageRef:
         host, remainder = "docker.io", rest
     if host in ("docker.io", "index.docker.io"):
         host, remainder = "docker.io", remainder if "/" in remainder else f"library/{remainder}"
-    if not _HOST.fullmatch(host) or len(host) > _MAX_HOST:
+    if not _HOST.fullmatch(host) or len(host) > _MAX_HOST or not _is_address(host):
         raise Invalid(f"{what} has no valid registry host")
     repository, colon, tag = remainder.partition(":")
     if not _REPOSITORY.fullmatch(repository) or len(repository) > 255:
@@ -200,6 +200,15 @@ def parse_image_ref(text: str) -> ImageRef:
     elif not tag:
         tag = "latest"
     return ImageRef(host=host, repository=repository, tag=tag, digest=digest)
+
+
+def _is_address(host: str) -> bool:
+    """Say whether a URL can name the host: its port and what stands in brackets."""
+    try:
+        port = urlsplit(f"//{host}").port
+    except ValueError:
+        return False
+    return port is None or port > 0
 
 
 def parse_digest(text: str) -> Digest:

@@ -83,13 +83,18 @@ def _entry(entry: object) -> Credentials | None:
     if not isinstance(entry, Mapping):
         return None
     username, password = entry.get("username"), entry.get("password")
-    if isinstance(username, str) and isinstance(password, str) and username:
+    if isinstance(username, str) and isinstance(password, str) and username and is_text(username + password):
         return Credentials(username=username, password=password)
     try:
         username, _, password = base64.b64decode(str(entry["auth"]), validate=True).decode().partition(":")
     except (ValueError, KeyError, binascii.Error):
         return None
     return Credentials(username=username, password=password)
+
+
+def is_text(text: str) -> bool:
+    """Say whether UTF-8 can hold it: JSON may spell out halves of a character."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def credentials_for(file: Path | None, host: str) -> Credentials | None:

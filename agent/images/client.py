@@ -127,6 +127,11 @@ class ContainerdClient:
             self._refusals.clear()
         return self._daemon
 
+    async def elsewhere(self) -> Mapping[str, str]:
+        """See `Puller.elsewhere`."""
+        config = (await self.daemon()).config
+        return {h: s for h, s in config.handlers.items() if s != self._snapshotter} if config else {}
+
     async def way(self, name: str, handler: str) -> Way:
         """See `Puller.way`."""
         daemon, host = await self.daemon(), parse_image_ref(name).host
@@ -222,7 +227,7 @@ class ContainerdClient:
             await self._records.label(record, UNTIL, "")
 
     async def keep(self, image_id: str, *, pinned: bool) -> None:
-        """Pin an image at a person's word, or take that pin back: the agent, which marks its own, leaves it alone.
+        """Pin an image at a person's word, or take any pin back: the agent, which marks its own, leaves a person's alone.
 
         Raises:
             PermanentFault: there is no such image.
@@ -230,8 +235,9 @@ class ContainerdClient:
         record = await self._records.get(image_id) if image_id else None
         if record is None:
             raise PermanentFault("there is no such image here: warm it first", Fault.NOT_FOUND)
-        if pinned or UNTIL not in record.labels:
-            await self._records.label(record, PINNED, PINNED_VALUE if pinned else "")
+        await self._records.label(record, PINNED, PINNED_VALUE if pinned else "")
+        if UNTIL in record.labels:  # the agent's; what it still needs it pins again
+            await self._records.label(record, UNTIL, "")
 
     async def shielded(self, name: str) -> bool:
         """See `Pinner.shielded`."""

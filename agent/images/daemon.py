@@ -15,6 +15,7 @@ from agent.images.hosts import hosts_file
 from agent.images.lazy import LOCAL_SNAPSHOTTERS
 
 _IMAGES_V3 = "io.containerd.cri.v1.images"
+_RUNTIMES_V3 = "io.containerd.cri.v1.runtime"
 _TRANSFER = "io.containerd.transfer.v1.local"
 _CRI = "io.containerd.grpc.v1.cri"
 _TWO_ROOTS_SINCE = (2, 2)  # config_path is set from there on where nobody set it
@@ -37,6 +38,7 @@ class DaemonConfig:
     discards_layers: bool = False
     annotated: frozenset[str] = frozenset()
     unpacks: frozenset[str] = frozenset()
+    handlers: Mapping[str, str] = field(default_factory=dict)  # runtime handlers with a snapshotter of their own
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,6 +149,7 @@ def parse_config(document: Mapping[str, object]) -> DaemonConfig:
     images = _table(plugins, _IMAGES_V3)
     cri = _table(plugins, _CRI) or _table(plugins, "cri")
     engine = images or _table(cri, "containerd")  # where the snapshotter is named
+    of_runtime = _table(_table(_table(plugins, _RUNTIMES_V3), "containerd"), "runtimes")
     registry = _table(images or cri, "registry")
     path = registry.get("config_path")
     return DaemonConfig(
@@ -156,6 +159,7 @@ def parse_config(document: Mapping[str, object]) -> DaemonConfig:
         annotates_snapshots=engine.get("disable_snapshot_annotations") is False,
         discards_layers=engine.get("discard_unpacked_layers") is True,
         annotated=frozenset(_annotated(_table(document, "proxy_plugins"))),
+        handlers=dict(_handlers(_table(engine, "runtimes"), _table(engine, "runtime_platforms"), of_runtime)),
         unpacks=frozenset(_unpacks(_table(plugins, _TRANSFER).get("unpack_config"))),
     )
 
@@ -164,6 +168,13 @@ def _annotated(proxies: Mapping[str, object]) -> Iterator[str]:
     for name in proxies:
         if _table(_table(proxies, name), "exports").get("enable_remote_snapshot_annotations") == "true":
             yield name
+
+
+def _handlers(*tables: Mapping[str, object]) -> Iterator[tuple[str, str]]:
+    for table in tables:
+        for name in table:
+            if snapshotter := str(_table(table, name).get("snapshotter") or ""):
+                yield name, snapshotter
 
 
 def _unpacks(entries: object) -> Iterator[str]:

@@ -89,6 +89,11 @@ _CODES = {
 _QUERY = re.compile(r"\?[^\s\"'<>]+")  # signed URLs of blob stores carry credentials there
 
 
+def without_query(text: str) -> str:
+    """Return a text without the queries of the URLs in it."""
+    return _QUERY.sub("?…", text)
+
+
 def classify(code: str, details: str) -> Fault:
     """Return the class of a failure from its gRPC code's name and its text."""
     if code != "UNAVAILABLE" or "unexpected status" in details:  # containerd 2 hands a registry's 503 on by that code
@@ -102,5 +107,5 @@ def failure(what: str, code: str, details: str) -> TransientFault | PermanentFau
     """Return the error for a failed call; `what` completes the sentence "cannot …"."""
     fault = classify(code, details)
     advice = f"{_ADVICE[fault]}: " if fault in _ADVICE else ""
-    text = f"cannot {what}: {advice}{cut(_QUERY.sub('?…', details)) or code}"
+    text = f"cannot {what}: {advice}{cut(without_query(details)) or code}"
     return PermanentFault(text, fault) if fault in _PERMANENT else TransientFault(text, fault)

@@ -95,12 +95,25 @@ def _can(table: object, capability: str) -> bool:
     return isinstance(table, Mapping) and capability in table.get("capabilities", (capability,))
 
 
+def _is_plain(url: str) -> bool:
+    """Say whether a URL names a host and a port there can be, and no credentials."""
+    try:
+        port = urlsplit(url).port
+    except ValueError:
+        return False
+    return port != 0 and "@" not in urlsplit(url).netloc
+
+
 def _host(file: Path, url: str, table: Mapping[str, object], host: str) -> RegistryHost:
     url = url.rstrip("/")
     if "://" not in url:
         url = f"https://{url}"
     if not url.startswith(("https://", "http://")):
         raise Permanent(f"cannot read {file}: {url} is neither https:// nor http://")
+    if not _is_plain(url):
+        raise Permanent(
+            f"cannot read {file}: a host is no https://HOST:PORT, or has credentials in it, which belong elsewhere"
+        )
     whole = table.get("override_path") is True or url.endswith("/v2")
     at = urlsplit(url).netloc
     own = at == (_DOCKER_HUB if host == "docker.io" else host)

@@ -16,6 +16,7 @@ from agent.core.refs import Digest, parse_digest
 from agent.images.lazy import lazy_format
 
 LIMIT_BYTES = 4 << 20  # of an index, manifest or config: what registries accept for manifests
+_MAX_LAYER_BYTES = 1 << 44  # and an image of many such layers still fits the 63 bits of a status
 _MAX_LAYERS = 512  # overlayfs mounts at most 500, and containerd warns long before
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "ppc64le": "ppc64le", "s390x": "s390x", "riscv64": "riscv64"}
 
@@ -119,7 +120,8 @@ def entry_files(config: Mapping[str, object]) -> tuple[str, ...]:
     for key in ("Entrypoint", "Cmd"):
         found = inner.get(key) if isinstance(inner, dict) else None
         words += found if isinstance(found, list) else []
-    return tuple(w for w in words if isinstance(w, str) and w.startswith("/") and ".." not in w.split("/"))
+    paths = (w for w in words if isinstance(w, str) and w.startswith("/") and w.isprintable())
+    return tuple(path for path in paths if ".." not in path.split("/"))
 
 
 def _digest(descriptor: object, inside: str) -> Digest:
@@ -132,6 +134,6 @@ def _digest(descriptor: object, inside: str) -> Digest:
 
 def _size(descriptor: object, inside: str) -> int:
     found = descriptor.get("size") if isinstance(descriptor, dict) else None
-    if not isinstance(found, int) or found < 0:
-        raise Permanent(f"image document {inside} has a layer without a size")
+    if not isinstance(found, int) or not 0 <= found <= _MAX_LAYER_BYTES:
+        raise Permanent(f"image document {inside} has a layer without a size, or of more than 16 TiB")
     return found

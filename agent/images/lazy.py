@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 STATES = (".stargz-snapshotter", ".soci-snapshotter")  # in the root of each layer's mount, seen by no container
+_SOURCES = ("stargz", "soci")  # of their mounts; those of buckets and the like are none of ours, and may hang
 _STATE_BYTES = 64 << 10
 _ANNOTATIONS = {
     "containerd.io/snapshot/stargz/toc.digest": "eStargz",
@@ -87,7 +88,8 @@ def _fuse_mounts(process: Path) -> Iterator[str]:
         return
     for line in lines:
         left, _, right = line.partition(" - ")
-        if right.startswith("fuse"):
+        kind, source = [*right.split(" "), "", ""][:2]
+        if kind.startswith("fuse") and source in _SOURCES:
             yield left.split()[4].replace("\\040", " ")
 
 

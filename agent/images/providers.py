@@ -21,7 +21,7 @@ from agent.core.documents import load_document
 from agent.core.errors import Invalid, Permanent, cut
 from agent.core.refs import ImageRef
 from agent.core.units import parse_duration
-from agent.images.challenge import Credentials, image_matches
+from agent.images.challenge import Credentials, image_matches, is_text
 
 log = structlog.get_logger(__name__)
 
@@ -181,7 +181,8 @@ def _table(holder: Mapping[str, object], key: str) -> Mapping[str, object]:
 def _credentials(entry: object) -> Credentials | None:
     if not isinstance(entry, Mapping):
         return None
-    return Credentials(username=str(entry.get("username", "")), password=str(entry.get("password", "")))
+    found = Credentials(username=str(entry.get("username", "")), password=str(entry.get("password", "")))
+    return found if is_text(found.username + found.password) else None
 
 
 def _duration(value: object, default: timedelta) -> timedelta:

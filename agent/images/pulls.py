@@ -105,7 +105,7 @@ class Pulls:
             if self._board.unpacked(ref):  # proved while it returns: let it return
                 continue
             yields = urgent and ref not in self._urgent and self._resumes(ref)
-            if ref not in wanted or yields:
+            if (ref not in wanted or yields) and not task.cancelling():
                 task.cancel()
         for step in starting:
             ref = step.want.ref
@@ -145,6 +145,8 @@ class Pulls:
                 log.info("image came", image=str(want.ref), source=source)
                 self._board.came(want.ref, source)
         except (Transient, Permanent) as error:
+            if fault_of(error) is Fault.NO_SPACE:
+                await self._give_back(want.ref)
             outcome = self._failed(want, await self._with_wait(want, error))
         finally:
             seconds = self._clock.monotonic() - started
@@ -152,6 +154,15 @@ class Pulls:
             self._observer.pulled(want.ref, seconds, size_bytes, outcome)
             self._end(want.ref, outcome)
             ended()
+
+    async def _give_back(self, ref: ImageRef) -> None:
+        """Let containerd collect what was fetched of an image that the disk has no room for: nobody else can."""
+        if self._resumes(ref):
+            self._board.pulling(ref, None)
+            try:
+                await self._puller.release(str(ref))
+            except (Transient, Permanent) as error:
+                log.debug("an unfinished pull is left to expire", image=str(ref), error=str(error))
 
     def _end(self, ref: ImageRef, outcome: str) -> None:
         """Note that a pull has ended, and what it leaves for the next."""

@@ -36,13 +36,22 @@ def read_layers(layers: Sequence[Path], first: Sequence[str], stopped: Callable[
 
 def _in_order(layers: Sequence[Path], first: Sequence[str]) -> Iterator[Path]:
     for name in first:
-        top = next((f for layer in layers if _is_file(f := layer / name.lstrip("/"))), None)
+        top = next((f for layer in layers if _is_inside(f := layer / name.lstrip("/"), layer)), None)
         if top:
             yield top
     for layer in layers:
         for directory, below, files in os.walk(layer):  # does not follow links: they lead out of the layer
             below[:] = [name for name in below if name not in STATES]
             yield from (f for name in sorted(files) if _is_file(f := Path(directory, name)))
+
+
+def _is_inside(path: Path, layer: Path) -> bool:
+    """Say whether it is a regular file of the layer: no directory on the way is a link, which could lead to this machine's own."""
+    try:
+        linked = any(p.is_symlink() for p in path.parents if p != layer and p.is_relative_to(layer))
+    except OSError:
+        return False
+    return not linked and _is_file(path)
 
 
 def _is_file(path: Path) -> bool:

@@ -16,14 +16,13 @@ from email.utils import parsedate_to_datetime
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
-from urllib.parse import urlsplit
 
 import aiohttp
 
 from agent.core.errors import Invalid, cut
 from agent.core.refs import Digest, ImageRef, parse_digest
 from agent.images.challenge import Challenge, Credentials, credentials_among, credentials_for, parse_challenge
-from agent.images.faults import Fault, PermanentFault, TransientFault
+from agent.images.faults import Fault, PermanentFault, TransientFault, without_query
 from agent.images.hosts import RegistryHost, registry_hosts
 from agent.images.layout import LIMIT_BYTES
 
@@ -219,7 +218,7 @@ def _token(body: bytes, realm: str) -> str:
 
 def _check_secret_goes_to(target: str, registry: str) -> None:
     """A secret may leave in the clear only where the operator configured the registry itself as plain http."""
-    if urlsplit(target).scheme != "https" and urlsplit(registry).scheme != "http":
+    if not target.lower().startswith("https://") and not registry.startswith("http://"):
         raise PermanentFault(
             f"{cut(registry, 200)} asks for tokens from {cut(target, 200)}, not over https", Fault.AUTH
         )
@@ -253,9 +252,10 @@ def _seconds(retry_after: str) -> float:
         return float(retry_after)
     try:
         at = parsedate_to_datetime(retry_after)
-    except (ValueError, TypeError):
+        wait = (at - datetime.now(UTC)).total_seconds() if at.tzinfo else 0.0
+    except (ValueError, TypeError, OverflowError):
         return 0.0
-    return max(0.0, (at - datetime.now(UTC)).total_seconds()) if at.tzinfo else 0.0
+    return max(0.0, wait)
 
 
 def _about(ref: ImageRef, error: TransientFault | PermanentFault) -> TransientFault | PermanentFault:
@@ -265,4 +265,4 @@ def _about(ref: ImageRef, error: TransientFault | PermanentFault) -> TransientFa
 
 
 def _why(error: BaseException) -> str:
-    return cut(error) or type(error).__name__
+    return cut(without_query(str(error))) or type(error).__name__

@@ -79,6 +79,14 @@ class Puller(Protocol):
         """
         ...
 
+    async def elsewhere(self) -> Mapping[str, str]:
+        """Return the runtime handlers that unpack into another snapshotter than the one that is looked at, with its name.
+
+        Raises:
+            Transient: containerd is away.
+        """
+        ...
+
     async def retry_after(self, name: str) -> float:
         """Return how many seconds the registry asks to wait with this image, 0 where it does not say."""
         ...

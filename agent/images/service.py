@@ -42,7 +42,7 @@ class ImageService:
 
     name = "images"
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 (what it reads and what it tells)
         self,
         runtime: Runtime,
         *,
@@ -52,10 +52,12 @@ class ImageService:
         clock: Clock,
         heartbeat: Heartbeat,
         observer: PullObserver | None = None,
+        elsewhere: Latest[Mapping[str, str]] | None = None,
         rng: random.Random | None = None,
     ) -> None:
         self._runtime = runtime
         self._plan = plan
+        self._elsewhere = elsewhere or Latest[Mapping[str, str]]({})
         self._clock = clock
         self._observer = observer or NoObserver()
         self._heartbeat = heartbeat
@@ -105,6 +107,7 @@ class ImageService:
             try:
                 async with asyncio.timeout(_CYCLE_SECONDS):
                     proofs = await self._prover.prove(wants)
+                    self._elsewhere.set(await self._runtime.elsewhere() if wants else {})
             except TimeoutError:
                 self._tell(TransientFault(f"containerd did not answer within {_CYCLE_SECONDS:g} s", Fault.AWAY))
                 return False

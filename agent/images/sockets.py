@@ -7,6 +7,7 @@ network namespace that this process is in. No other library of ours speaks netli
 from __future__ import annotations
 
 import contextlib
+import errno
 import socket
 import struct
 from collections.abc import Iterator
@@ -71,8 +72,9 @@ class Connections:
                 found += [each for _, each in _read(self._ended.recv(1 << 16)) if each]
             except BlockingIOError:
                 return found
-            except OSError:  # ENOBUFS: more have ended than the kernel would keep for us
-                continue
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:  # more have ended than the kernel would keep for us
+                    return found
 
 
 def _dump(family: int) -> Iterator[Connection]:

@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 import structlog
 
 from agent.core.units import format_size
+from agent.images.aside import aside
 from agent.images.hosts import RegistryHost
 from agent.images.sockets import Connection, Connections
 
@@ -56,29 +57,33 @@ class Sources:
             hosts: where the image may come from: mirrors, and at last its registry.
         """
         found: Counter[str] = Counter()
-        for host in hosts:
-            await self._know(host, REGISTRY if host is hosts[-1] else MIRROR)
-        await self._look(process, first=self._pulls == 0)
+        await self._look(process)
         before = self._totals.copy()
         self._pulls += 1
-        looking = asyncio.create_task(self._keep_looking(process), name="count bytes by source")
+        asked = [self._know(host, REGISTRY if host is hosts[-1] else MIRROR) for host in hosts]
+        beside = [
+            asyncio.create_task(each, name="count bytes by source") for each in (*asked, self._keep_looking(process))
+        ]
         try:
             yield found
         finally:
-            looking.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await looking
-            await self._look(process)
             self._pulls -= 1
-            if not self._pulls:
-                self._stop()
+            for task in beside:
+                task.cancel()
+            try:
+                await asyncio.gather(*beside, return_exceptions=True)
+                await self._look(process)
+            finally:
+                if not self._pulls:
+                    self._stop()
             for remote, count in (self._totals - before).items():
                 found[self._places.get(remote, ("", ELSEWHERE))[1]] += count
 
     async def _know(self, host: RegistryHost, kind: str) -> None:
+        """Learn a host's addresses beside the pull: names may take long to resolve, or never."""
         url = urlsplit(host.base)
         port = url.port or _PORTS.get(url.scheme, 0)
-        for address in await asyncio.to_thread(_addresses, url.hostname or "", port):
+        for address in await aside(lambda: _addresses(url.hostname or "", port), "registry addresses"):
             self._places[address, port] = kind, f"{url.scheme}://{url.netloc}"
 
     async def _keep_looking(self, process: Path) -> None:
@@ -86,9 +91,10 @@ class Sources:
             await asyncio.sleep(_EVERY_SECONDS)
             await self._look(process)
 
-    async def _look(self, process: Path, *, first: bool = False) -> None:
-        """Add what came since the last look; the `first` takes what was there before as given."""
+    async def _look(self, process: Path) -> None:
+        """Add what came since the last look; the first takes what was there before as given."""
         async with self._looking:
+            first = self._connections is None
             try:
                 here, ended = await asyncio.to_thread(self._ask, process)
             except OSError as error:
@@ -130,7 +136,7 @@ def told(found: Mapping[str, int]) -> str:
 def _addresses(host: str, port: int) -> list[str]:
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    except OSError:  # containerd may know better, and what it gets counts as from elsewhere
+    except (OSError, ValueError):  # containerd may know better, and what it gets counts as from elsewhere
         return []
     return [str(address[0]) for *_, address in found]
 

@@ -48,6 +48,7 @@ class Facts:
     memory: Latest[MemoryView]
     gpu: Latest[GpuReport]
     waiting: Latest[frozenset[EndpointKey]]
+    elsewhere: Latest[Mapping[str, str]] = field(default_factory=lambda: Latest({}))
     pace: Latest[Pace] = field(default_factory=lambda: Latest(Pace()))
 
 
@@ -89,7 +90,7 @@ class DecideLoop:
         """Decide until cancelled."""
         signal = Signal()
         f = self._facts
-        cells = (f.assignment, f.images, f.models, f.memory, f.gpu, f.waiting, self._heartbeat.begun)
+        cells = (f.assignment, f.images, f.models, f.memory, f.gpu, f.waiting, f.elsewhere, self._heartbeat.begun)
         for cell in cells:
             cell.attach(signal)
         try:
@@ -127,6 +128,7 @@ class DecideLoop:
             waiting=self._facts.waiting.get(),
             pace_bytes_per_second=self._facts.pace.get().bytes_per_second,
             present_bytes_per_second=self._facts.pace.get().present_bytes_per_second,
+            elsewhere=self._facts.elsewhere.get(),
             proved=self._proof_age() <= PROOF_AGE_SECONDS,
         )
 

@@ -116,6 +116,8 @@ def _doubts(want: EndpointWant, inventory: Inventory) -> Iterator[tuple[_Proof, 
     """Yield what keeps an endpoint from being ready; nothing exactly if it is."""
     for image in want.images:
         yield from _image_doubt(image, inventory)
+    if want.images and (unproved := inventory.unproved(want.runtime_handler)):
+        yield _Proof.REFUTED, unproved
     for model in want.models:
         yield from _model_doubt(model, inventory)
     verdict = inventory.gpu.verdict_for(want.gpus) if want.gpus > 0 else GpuVerdict.HEALTHY

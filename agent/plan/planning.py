@@ -147,8 +147,8 @@ def _stage(
 ) -> tuple[Stage, str]:
     if not want.images and not want.models:
         return Stage.IDLE, "nothing to warm: no image and no model is assigned yet"
-    if not gpu_is_fit(want, inventory):
-        return Stage.FAILING, f"needs {want.gpus} GPU: {inventory.gpu.verdict}, {inventory.gpu.reason}"
+    if unfit := _unfit(want, inventory):
+        return Stage.FAILING, unfit
     if not missing:
         return Stage.READY, "every image and model is proved warm here"
     if (error := _first_error(want, inventory)) and not (start and start > now and _only_lacks_room(want, inventory)):
@@ -165,6 +165,13 @@ def _stage(
     if start is not None:
         return Stage.SCHEDULED, f"starts in {format_duration(start - now)}"
     return Stage.IDLE, "no window within the plan and no pod waits for it"
+
+
+def _unfit(want: EndpointWant, inventory: Inventory) -> str:
+    """Return why nothing that comes could make this node ready for an endpoint, "" if something could."""
+    if not gpu_is_fit(want, inventory):
+        return f"needs {want.gpus} GPU: {inventory.gpu.verdict}, {inventory.gpu.reason}"
+    return inventory.unproved(want.runtime_handler) if want.images else ""
 
 
 def _missing_text(want: EndpointWant, inventory: Inventory) -> str:

@@ -113,6 +113,10 @@ class FakeContainerd:
             raise PermanentFault(f"snapshotter {snapshotter} is not loaded", Fault.REFUSED)
         return frozenset(self.snapshots[snapshotter])
 
+    async def elsewhere(self) -> Mapping[str, str]:
+        """See `Puller.elsewhere`: its runtimes have no snapshotter of their own."""
+        return {}
+
     async def way(self, name: str, handler: str) -> Way:
         await self._answer()
         return self.way_of_pulls

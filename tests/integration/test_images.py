@@ -65,7 +65,7 @@ def test_no_installer_compiler_or_test_is_in_it(product: images.Image) -> None:
     code = """
 import importlib.util, pathlib, shutil
 site = pathlib.Path(importlib.util.find_spec('grpc').origin).parents[1]
-print([name for name in ('pip', 'setuptools', 'pytest', 'numpy') if importlib.util.find_spec(name)],
+print([name for name in ('pip', 'setuptools', 'pytest') if importlib.util.find_spec(name)],
       [name for name in ('pip', 'gcc', 'cc', 'curl', 'perl') if shutil.which(name)],
       [str(path) for path in site.rglob('tests')])
 """

@@ -60,6 +60,9 @@ def test_images_are_named_as_containerd_names_them(text: str, normal: str) -> No
         "a" * 64 + ".com/x",
         "a.b" * 100 + ".com/x",
         "[" + ":" * 40 + "]/x",
+        "reg.io:99999/x",
+        "reg.io:0/x",
+        "[::::::]/x",
     ],
 )
 def test_what_is_no_image_is_invalid(text: str) -> None:

@@ -47,7 +47,17 @@ def test_docker_hub_has_its_old_name() -> None:
 
 
 @pytest.mark.parametrize(
-    "bad", [None, 5, {}, {"auth": 5}, {"auth": "%%"}, {"username": "x"}, {"username": "", "password": ""}]
+    "bad",
+    [
+        None,
+        5,
+        {},
+        {"auth": 5},
+        {"auth": "%%"},
+        {"username": "x"},
+        {"username": "", "password": ""},
+        {"username": "\ud800", "password": "y"},
+    ],
 )
 def test_what_cannot_be_read_is_none_and_keeps_no_other_from_being_found(bad: object) -> None:
     auths = {"registry.test/team": bad, "registry.test": {"username": "x", "password": "y"}}

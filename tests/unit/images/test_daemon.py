@@ -67,6 +67,7 @@ V3 = {
             "snapshotter": "stargz",
             "disable_snapshot_annotations": False,
             "discard_unpacked_layers": True,
+            "runtime_platforms": {"kata": {"snapshotter": "devmapper"}, "runc": {}},
             "registry": {"config_path": "/a:/b"},
         }
     }
@@ -74,18 +75,27 @@ V3 = {
 V2 = {
     "plugins": {
         "io.containerd.grpc.v1.cri": {
-            "containerd": {"snapshotter": "stargz", "disable_snapshot_annotations": False},
+            "containerd": {
+                "snapshotter": "stargz",
+                "disable_snapshot_annotations": False,
+                "runtimes": {"nvidia": {"runtime_type": "io.containerd.runc.v2"}, "kata": {"snapshotter": "devmapper"}},
+            },
             "registry": {"mirrors": {"docker.io": {}}},
         }
     }
 }
 
 
+KATA = {"kata": "devmapper"}
+
+
 def test_configurations_of_every_version_are_read() -> None:
     assert parse_config(V3) == DaemonConfig(
-        snapshotter="stargz", roots=("/a", "/b"), annotates_snapshots=True, discards_layers=True
+        snapshotter="stargz", roots=("/a", "/b"), annotates_snapshots=True, discards_layers=True, handlers=KATA
     )
-    assert parse_config(V2) == DaemonConfig(snapshotter="stargz", annotates_snapshots=True, legacy_registries=True)
+    assert parse_config(V2) == DaemonConfig(
+        snapshotter="stargz", annotates_snapshots=True, legacy_registries=True, handlers=KATA
+    )
     assert parse_config({}) == DaemonConfig()
 
 

@@ -48,13 +48,16 @@ def test_mirrors_come_first_and_learn_whose_image_is_meant(tmp_path: Path) -> No
         'host = "x"',
         'server = "ftp://x"',
         'server = "https://[x"',
+        'server = "https://x.test:99999"',
+        '[host."https://user:secret@m.test"]',
         '[host."https://m"]\ncapabilities = 5',
     ],
 )
 def test_a_malformed_file_is_told_by_name(tmp_path: Path, text: str) -> None:
     (tmp_path / "ghcr.io.toml").write_text(text)
-    with pytest.raises(Permanent, match=r"ghcr\.io\.toml"):
+    with pytest.raises(Permanent, match=r"ghcr\.io\.toml") as told:
         registry_hosts(tmp_path, "ghcr.io")
+    assert "secret" not in str(told.value)
 
 
 def test_every_registry_of_a_directory_is_told_with_its_mirrors(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from agent.core.errors import Permanent
 from agent.core.refs import parse_image_ref
-from agent.images.layout import chain_ids, parse_document, parse_manifest, pick_manifest
+from agent.images.layout import chain_ids, entry_files, parse_document, parse_manifest, pick_manifest
 from agent.images.prove import record_name
 
 A, B = "sha256:" + "a" * 64, "sha256:" + "b" * 64
@@ -58,12 +58,18 @@ def test_a_manifest_sums_its_layers() -> None:
         {"config": 1, "layers": []},
         {"config": {"digest": A}, "layers": [{"digest": B}]},
         {"config": {"digest": A}, "layers": [{"digest": B, "size": -1}]},
+        {"config": {"digest": A}, "layers": [{"digest": B, "size": 10**400}]},
         {"config": {"digest": A}, "layers": [LAYER] * 513},
     ],
 )
 def test_a_malformed_manifest_is_refused(document: dict[str, object]) -> None:
     with pytest.raises(Permanent):
         parse_manifest(document, A)
+
+
+def test_paths_that_no_file_can_have_are_no_entry_points() -> None:
+    words = ["/bin/a", "/b\0", "/\ud800", "/x/../y", "c"]
+    assert entry_files({"config": {"Entrypoint": words}}) == ("/bin/a",)
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"\xff", b"[" * 100_000])

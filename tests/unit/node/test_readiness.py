@@ -51,6 +51,14 @@ def test_whatever_is_not_proved_keeps_the_label_away_and_says_why(inventory: Inv
     assert found.reasons[LABEL] == reason
 
 
+def test_images_in_another_snapshotter_than_the_runtime_uses_prove_nothing() -> None:
+    there = warm(elsewhere={"kata": "devmapper"})
+    for handler, ready in (("", True), ("nvidia", True), ("kata", False)):
+        found = readiness(assigned(endpoint(runtime_handler=handler)), there, START, lift_taint="gpu")
+        assert (LABEL in found.labels) is ready
+    assert "devmapper" in found.reasons[LABEL]
+
+
 def test_sick_gpus_concern_only_endpoints_that_need_one() -> None:
     sick = warm(gpu=GpuReport(verdict=GpuVerdict.UNHEALTHY, reason="Xid 79"))
     assert judge(sick, gpus=0).labels[LABEL] == "ready"
