@@ -19,6 +19,7 @@ from agent.core.units import parse_duration
 
 MAX_EVENT = timedelta(days=31)
 _MAX_LINES = 5000
+_FIRST_YEAR, _LAST_YEAR = 2000, 9000  # clear of the ends of the calendar, where zones and leads would leave it
 _DAY = re.compile(r"(?:(\d{4})-)?(\d{2})-(\d{2})")
 _KEYS = ("endpoints", "holidays", "events")
 
@@ -139,6 +140,8 @@ def _event(line: str) -> CalendarEvent:
     if len(words := line.split()) < 2:
         raise Invalid(f"{cut(line, 60)!r} has no length")
     begin, length = datetime.fromisoformat(words[0]), parse_duration(words[1])
+    if not _FIRST_YEAR <= begin.year <= _LAST_YEAR:
+        raise Invalid(f"{cut(words[0], 40)!r} is in no year to plan for")
     if not timedelta(0) < length <= MAX_EVENT:
         raise Invalid(f"{cut(words[1], 40)!r} is not between 1s and {MAX_EVENT.days} days")
     return CalendarEvent(begin=begin, length=length, name=_name(line, 2))

@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, time, timedelta, tzinfo
+from itertools import islice, takewhile
 from typing import Any
 
 from dateutil.rrule import rrulestr
@@ -15,6 +16,8 @@ from agent.core.errors import Invalid, cut
 from agent.demand.calendar import MAX_EVENT, CalendarEvent
 
 _MAX_ENTRIES = 5000
+_MAX_EVENTS = 1000  # of one text, in the days asked for
+_OLDEST = timedelta(days=366 * 100)  # an occurrence is found by counting from the first one
 _RARE = ("DAILY", "WEEKLY", "MONTHLY", "YEARLY")  # what recurs more often is a schedule
 
 
@@ -60,6 +63,8 @@ def _read(entry: Any, name: str, moved: set[date], span: tuple[date, date], read
         if isinstance(at, datetime):
             if not timedelta(0) < length <= MAX_EVENT:
                 raise Invalid(f"it is not between 1s and {MAX_EVENT.days} days long")
+            if len(reading.events) >= _MAX_EVENTS:
+                raise Invalid(f"it comes after {_MAX_EVENTS} events, which is all that one calendar may have")
             reading.events.append(CalendarEvent(begin=at, length=length, name=name))
         else:
             days = max(1, min(length, MAX_EVENT).days)
@@ -76,7 +81,10 @@ def _occurrences(entry: Any, begin: date, moved: set[date], span: tuple[date, da
     skipped = {d.dt for group in _list(entry.get("EXDATE")) for d in group.dts} | moved
     zone = begin.tzinfo if isinstance(begin, datetime) else None
     bounds = (datetime.combine(first, time(), zone), datetime.combine(last, time.max, zone))
-    found = set(rrulestr(_rules(entry, begin), dtstart=_moment(begin)).between(*bounds, inc=True))
+    if first - begin_day(begin) > _OLDEST:
+        raise Invalid("it began more than a hundred years ago")
+    after = rrulestr(_rules(entry, begin), dtstart=_moment(begin)).xafter(bounds[0], inc=True)
+    found = set(islice(takewhile(lambda at: at <= bounds[1], after), _MAX_EVENTS))
     found |= {_moment(d.dt) for group in _list(entry.get("RDATE")) for d in group.dts if isinstance(d.dt, date)}
     for at in sorted(found):
         start = at if isinstance(begin, datetime) else at.date()
@@ -90,6 +98,8 @@ def _rules(entry: Any, begin: date) -> str:
         frequency = str(rule.get("FREQ", [""])[0]).upper()
         if frequency not in _RARE:
             raise Invalid(f"it recurs {frequency or 'in an unknown way'}, which an annotation `schedule` should say")
+        if {"BYHOUR", "BYMINUTE", "BYSECOND"} & {str(key).upper() for key in rule}:
+            raise Invalid("it recurs within a day, which an annotation `schedule` should say")
         rules.append("RRULE:" + rule.to_ical().decode())
     return "\n".join(rules) or f"RRULE:FREQ=DAILY;COUNT=1;BYMONTHDAY={begin.day}"
 

@@ -14,21 +14,25 @@ On a holiday of the endpoint's calendars a window stays, with less confidence: t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
+from heapq import merge
 from itertools import takewhile
 from zoneinfo import ZoneInfo
 
 from agent.core.assignment import Window, WindowSource
 from agent.demand.calendar import Almanac
-from agent.demand.endpoint import Endpoint, Schedule
+from agent.demand.endpoint import Endpoint
 from agent.demand.ticks import ticks
 
 HORIZON = timedelta(hours=48)
 MAX_WINDOWS = 200
 SOFT = 50  # the confidence of a declared window on a holiday, in percent
 NO_ALMANAC = Almanac()
+Span = tuple[datetime, datetime]
 _STEP = timedelta(hours=6)
+_WEEK = timedelta(days=7)
+_DENSE = 100  # starts in six hours
 # Longer than any clock is set back: in a repeated hour a past start may show a later wall-clock time than now.
 _FOLD = timedelta(hours=3)
 
@@ -40,15 +44,16 @@ def windows(
 
     Each is ready by its start less the lead, and lasts until its start plus the window. Those that touch or overlap are one; a
     softened one is cut where it meets another. Sorted, at most MAX_WINDOWS (the earliest); up to six hours beyond `horizon` may
-    be included. An endless chain of overlapping windows is cut at both ends, between 6 and 12 hours before `now` or at the last
-    start before that.
+    be included. An endless chain of overlapping windows is cut at both ends: seven days before `now`, and where starts are so
+    dense that these would be thousands, between 6 and 12 hours before it.
     """
     now = now.astimezone(UTC)
     last = _floor(now + horizon) + _STEP + endpoint.lead
-    starts = {start for each in endpoint.schedule for start in _starts(each, endpoint, now, last)}
+    events = list(_events(endpoint, almanac))
+    starts = set(_starts(endpoint, now, last, events))
     soft = {start for start in starts if holiday(endpoint, start, almanac)} if almanac.calendars else set()
     spans = [(start - endpoint.lead, start + endpoint.window) for start in starts - soft]
-    spans += [span for span in _events(endpoint, almanac) if span[0] <= last - endpoint.lead]
+    spans += [span for span in events if span[0] <= last - endpoint.lead]
     firm = _merge(sorted(spans))
     softer = _outside(_merge(sorted((s - endpoint.lead, s + endpoint.window) for s in soft)), firm)
     found = [Window(ready_by=a, until=b, source=WindowSource.DECLARED) for a, b in firm if b > now]
@@ -72,25 +77,31 @@ def _events(endpoint: Endpoint, almanac: Almanac) -> Iterator[tuple[datetime, da
         yield begin - endpoint.lead, begin + event.length
 
 
-def _starts(schedule: Schedule, endpoint: Endpoint, now: datetime, last: datetime) -> list[datetime]:
-    zone = ZoneInfo(schedule.zone)
-    ahead = list(takewhile(lambda start: start <= last, ticks(schedule.cron, zone, now)))
-    following = next((start for start in ahead if start > now), None)
-    reach = min(now, following - endpoint.lead) if following else now
-    back = ticks(schedule.cron, zone, now + _FOLD, reverse=True)
-    return [*ahead, *_chain(back, endpoint, now, reach)]
+def _starts(endpoint: Endpoint, now: datetime, last: datetime, events: Sequence[Span]) -> Iterator[datetime]:
+    """Yield the starts up to `last`, and the past ones of windows that have not ended or touch one that has not."""
+    schedules = [(each.cron, ZoneInfo(each.zone)) for each in dict.fromkeys(endpoint.schedule)]
+    ahead = [t for cron, zone in schedules for t in takewhile(lambda t: t <= last, ticks(cron, zone, now))]
+    yield from ahead
+    reach = min([now, *(start - endpoint.lead for start in ahead if start > now)])
+    back = merge(*(ticks(cron, zone, now + _FOLD, reverse=True) for cron, zone in schedules), reverse=True)
+    yield from _chain(back, endpoint, now, reach, events)
 
 
-def _chain(back: Iterable[datetime], endpoint: Endpoint, now: datetime, reach: datetime) -> Iterator[datetime]:
-    """Yield past starts, latest first, as long as each one's window reaches the one after it (the first: `reach`)."""
-    origin = _floor(now) - _STEP
+def _chain(
+    back: Iterable[datetime], endpoint: Endpoint, now: datetime, reach: datetime, events: Sequence[Span]
+) -> Iterator[datetime]:
+    """Yield past starts, latest first, as long as each one's window reaches the one after it (the first: `reach`) or an event."""
+    near, week, dense = _floor(now) - _STEP, _floor(now) - _WEEK, 0
     for start in back:
         if start > now:
             continue
+        while earlier := [begin for begin, end in events if begin < reach <= end]:
+            reach = min(earlier)
         if start + endpoint.window < reach:
             return
         yield start
-        if start < origin:
+        dense += near <= start < near + _STEP
+        if start < week or (start < near and dense > _DENSE):
             return
         reach = min(reach, start - endpoint.lead)
 

@@ -21,6 +21,7 @@ from agent.demand.calendar import Almanac
 from agent.demand.endpoint import DemandDefaults, Endpoint, EndpointReading, Problem, ProblemKind, WorkloadRef
 from agent.demand.windows import softened, windows
 from agent.fleet.calendars import Calendars
+from agent.fleet.eligibility import closed
 from agent.fleet.feasible import Outlook, miss_note, outlook
 from agent.fleet.holidays import keepers, soften_notes, without_softened
 from agent.fleet.loads import Loads
@@ -121,10 +122,14 @@ class Drafter:
         fitting = self._fit(placement.assigned)
         crowded = {k for node, keys in placement.assigned.items() for k in set(keys) - set(fitting[node])}
         told |= {_tell(where[k], "Crowded", _CROWDED) for k in crowded}
-        assigned = self._soften(fitting)
-        told |= set(self._softened(endpoints, fitting))
-        ahead = outlook(assigned, yields, now)
-        told |= set(slow_notes(state.nodes, yields)) | set(self._misses(endpoints, fitting, ahead))
+        gone = {
+            node.name for node in state.nodes if closed(node)
+        }  # they keep what they have, and are not reckoned with
+        live = {node: keys for node, keys in fitting.items() if node not in gone}
+        assigned = self._soften(fitting, live)
+        told |= set(self._softened(endpoints, live))
+        ahead = outlook({node: wants for node, wants in assigned.items() if node in live}, yields, now)
+        told |= set(slow_notes(state.nodes, yields)) | set(self._misses(endpoints, live, ahead))
         return Draft(
             assignments={node: Assignment(node=node, endpoints=found) for node, found in assigned.items()},
             announcements=frozenset(told),
@@ -204,14 +209,16 @@ class Drafter:
         old = self._wants.get(want.key)
         return old if old == want and old is not None else want
 
-    def _soften(self, assigned: Mapping[str, tuple[EndpointKey, ...]]) -> dict[str, tuple[EndpointWant, ...]]:
-        """Return what each node is asked for: the softened windows of an endpoint stay on a third of its nodes."""
+    def _soften(
+        self, assigned: Mapping[str, tuple[EndpointKey, ...]], live: Mapping[str, tuple[EndpointKey, ...]]
+    ) -> dict[str, tuple[EndpointWant, ...]]:
+        """Return what each node is asked for: the softened windows of an endpoint stay on a third of its `live` nodes."""
         before, self._leaner = self._leaner, {}
         for key, want in self._wants.items():
             if any(map(softened, want.windows)):
                 old = before.get(key)
                 self._leaner[key] = old if old and old[0] is want else (want, without_softened(want))
-        where = _nodes_of(assigned, self._leaner)
+        where = _nodes_of(live, self._leaner)
         keep = {key: keepers(key, nodes) for key, nodes in where.items()}
         return {
             node: tuple(self._leaner[k][1] if k in keep and node not in keep[k] else self._wants[k] for k in keys)

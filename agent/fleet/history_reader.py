@@ -27,6 +27,7 @@ log = structlog.get_logger()
 SCRAPED = timedelta(seconds=75)  # after a slot's end until its last scrape is stored: scrapes are up to a minute apart
 _AGAIN = 2  # slots before the last that are read once more: scrapes come late, and through other stores later
 _AT_ONCE = 4
+_SILENT = 8  # endpoints whose query may run out of time before Prometheus itself counts as away
 
 
 class HistoryReader:
@@ -60,15 +61,18 @@ class HistoryReader:
     async def _read_all(
         self, queries: Mapping[EndpointKey, str], beat: Track, history: History, end: int
     ) -> Mapping[EndpointKey, str]:
-        gate, refused = asyncio.Semaphore(_AT_ONCE), dict[EndpointKey, str]()
+        gate, refused, silent = asyncio.Semaphore(_AT_ONCE), dict[EndpointKey, str](), list[EndpointKey]()
 
         async def one(key: EndpointKey, query: str) -> None:
             async with gate:
                 try:
                     await self._read(key, query, beat, history, end)
-                except Permanent as error:
+                except (Permanent, Transient) as error:
                     self.failures_total += 1
                     refused[key] = str(error)
+                    silent.extend([key] if isinstance(error, Transient) else [])
+                    if len(silent) > _SILENT:
+                        raise
 
         async with asyncio.TaskGroup() as tasks:
             for key, query in queries.items():

@@ -10,6 +10,7 @@ from enum import StrEnum
 from agent.core.assignment import Assignment, Window
 from agent.core.names import READY, endpoint_label
 from agent.core.refs import EndpointKey
+from agent.fleet.eligibility import closed
 from agent.kube.objects import NodeView
 
 Due = tuple[EndpointKey, datetime]
@@ -54,7 +55,7 @@ class Ledger:
 def settled(
     ledger: Ledger,
     windows: Mapping[EndpointKey, Collection[Window]],
-    ready: Collection[EndpointKey],
+    ready: Collection[Due],
     used: Collection[EndpointKey],
     now: datetime,
 ) -> Ledger:
@@ -70,7 +71,7 @@ def settled(
         if due in asked or o.until <= now
     }
     still |= {due: OpenWindow(until=until) for due, until in asked.items() if due[1] > now and due not in still}
-    still = {due: _seen(due, o, due[0] in ready, due[0] in used, now) for due, o in still.items()}
+    still = {due: _seen(due, o, due in ready, due[0] in used, now) for due, o in still.items()}
     ended = {due: _entry(due, o) for due, o in still.items() if o.until <= now}
     last, totals = dict(ledger.last), dict(ledger.totals)
     for (key, _), entry in sorted(ended.items(), key=lambda item: item[0]):
@@ -83,15 +84,20 @@ def settled(
     )
 
 
-def ready_endpoints(assignments: Iterable[Assignment], nodes: Mapping[str, NodeView]) -> frozenset[EndpointKey]:
-    """Return the endpoints that every node they are planned for claims to be ready for."""
-    found: dict[EndpointKey, bool] = {}
+def ready_windows(assignments: Iterable[Assignment], nodes: Mapping[str, NodeView]) -> frozenset[Due]:
+    """Return the windows for which every node that they are planned for claims to be ready; one that is away is not counted."""
+    found: dict[Due, bool] = {}
     for assignment in assignments:
-        labels = nodes[assignment.node].labels if assignment.node in nodes else {}
+        node = nodes.get(assignment.node)
+        if node is not None and closed(node):
+            continue
+        labels = node.labels if node else {}
         for want in assignment.endpoints:
             here = labels.get(endpoint_label(want.key.namespace, want.key.name)) == READY
-            found[want.key] = here and found.get(want.key, True)
-    return frozenset(key for key, everywhere in found.items() if everywhere)
+            for window in want.windows:
+                due = want.key, window.ready_by
+                found[due] = here and found.get(due, True)
+    return frozenset(due for due, everywhere in found.items() if everywhere)
 
 
 def _seen(due: Due, window: OpenWindow, ready: bool, used: bool, now: datetime) -> OpenWindow:

@@ -17,12 +17,14 @@ from agent.core.refs import EndpointKey, endpoint_key
 from agent.fleet.ledger import Entry, Ledger, OpenWindow, Outcome
 from agent.kube.api import KubeApi
 from agent.kube.errors import NotFound
+from agent.kube.objects import ConfigMapView
 from agent.kube.resources import CONFIGMAPS
 
 log = structlog.get_logger()
 
 NAME = "prewarm-ledger"
 _KEY = "ledger.json"
+_TRIES, _PAUSE_SECONDS = 5, 2.0
 _LEAST_SECONDS = 60.0  # between two writes
 
 
@@ -38,7 +40,7 @@ class LedgerKeeper:
     async def load(self) -> None:
         """Set the cell to what the last leader wrote, with this process's own totals; what cannot be read is logged."""
         try:
-            found = await self._api.get(CONFIGMAPS, NAME, namespace=self._namespace)
+            found = await self._get()
             kept = parse_ledger(json.loads(found.data.get(_KEY, "{}")))
         except NotFound:
             return
@@ -46,6 +48,15 @@ class LedgerKeeper:
             log.warning("the ledger cannot be read, windows that are open now are not counted", error=cut(error))
             return
         self._ledger.set(Ledger(open=kept.open, last=kept.last, totals=self._ledger.get().totals))
+
+    async def _get(self) -> ConfigMapView:
+        """Ask for it, more than once where the API server is slow: what is not read is overwritten soon."""
+        for _ in range(_TRIES - 1):
+            try:
+                return await self._api.get(CONFIGMAPS, NAME, namespace=self._namespace)
+            except Transient:
+                await self._clock.sleep(_PAUSE_SECONDS)
+        return await self._api.get(CONFIGMAPS, NAME, namespace=self._namespace)
 
     async def run(self) -> None:
         """Write until cancelled."""

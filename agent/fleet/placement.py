@@ -212,9 +212,15 @@ class _Fleet:
         if not excluded:
             return "no eligible node: the cluster has none"
         most = sorted(excluded.items(), key=lambda item: (-item[1], item[0]))
-        told = [f"{count} {why}" for why, count in most[:_TOLD]]
+        told = [f"{_about(count)} {why}" for why, count in most[:_TOLD]]
         rest = sum(count for _, count in most[_TOLD:])
-        return "no eligible node: " + ", ".join(told) + (f", {rest} for other reasons" if rest else "")
+        return "no eligible node: " + ", ".join(told) + (f", {_about(rest)} for other reasons" if rest else "")
+
+
+def _about(count: int) -> str:
+    """Say a number of nodes, a large one to one digit: else each node that comes or goes would make every sentence a new one."""
+    scale = 10 ** (len(str(count)) - 1)
+    return str(count) if count < 10 else f"some {count // scale * scale}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,7 +15,7 @@ from agent.core.latest import Latest, Signal
 from agent.core.refs import EndpointKey, ImageRef, ModelUri
 from agent.demand.endpoint import Endpoint
 from agent.fleet.draft import Draft, Drafter
-from agent.fleet.ledger import Ledger, ready_endpoints, settled
+from agent.fleet.ledger import Ledger, ready_windows, settled
 from agent.fleet.resolutions import Resolution, Resolutions, ResolvedModel
 from agent.fleet.scale import Scaling
 from agent.fleet.sources import Sources
@@ -106,7 +106,7 @@ class Planner:
 
     def _settle(self, draft: Draft) -> None:
         """Bring the ledger up to date by what nodes claim and workloads run at this moment."""
-        ready = ready_endpoints(draft.assignments.values(), self._sources.nodes.get().items)
+        ready = ready_windows(draft.assignments.values(), self._sources.nodes.get().items)
         before = self._plans.ledger.get()
         self._plans.ledger.set(settled(before, draft.windows, ready, draft.used, self._clock.now()))
 

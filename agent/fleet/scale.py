@@ -107,8 +107,8 @@ def restored(scaler: ScalerView) -> Step | None:
 
 
 def strays(scalers: Iterable[ScalerView], wanted: Sequence[ScalerView]) -> list[ScalerView]:
-    """Return the autoscalers that are raised and should not be."""
-    return [s for s in scalers if s.raised_from and s not in wanted]
+    """Return the autoscalers that are raised and should not be; one that a controller made with the labels of ours is not."""
+    return [s for s in scalers if s.raised_from and s not in wanted and (s.ours or not s.made)]
 
 
 def told(scaler: ScalerView, step: Step, scaling: Scaling, window: Window) -> str:

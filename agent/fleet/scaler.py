@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Collection, Iterable, Sequence
 from datetime import datetime
 
@@ -91,10 +92,18 @@ class Scaler:
             except Transient as error:
                 log.warning("cannot raise a minimum scale", scaler=scaler.name, error=str(error))
                 failed = True
+        stuck = False
         for scaler in strays(scalers, wanted):
-            failed |= not await self._restore(scaler)
+            try:
+                await self._restore(scaler)
+            except Transient as error:
+                log.warning("cannot restore a minimum scale", scaler=scaler.name, error=str(error))
+                failed = True
+            except Permanent as error:
+                log.warning("a minimum scale stays raised", scaler=scaler.name, error=str(error))
+                stuck = True
         self._standing.set(frozenset(notes))
-        self._restless = bool(opened) or failed
+        self._restless = bool(opened) or failed or stuck
         return failed
 
     async def _look(self, namespaces: Collection[str]) -> list[ScalerView]:
@@ -139,20 +148,19 @@ class Scaler:
         log.info("minimum scale raised", endpoint=str(scaling.key), what=text)
         return [_tell(scaling.workload, "Raised", text, EventType.NORMAL)]
 
-    async def _restore(self, scaler: ScalerView) -> bool:
-        """Put back what was before; say whether that is done, or cannot be."""
+    async def _restore(self, scaler: ScalerView) -> None:
+        """Put back what was before.
+
+        Raises:
+            Transient: it is worth another try soon.
+            Permanent: somebody forbids it, or owns the field too: it is tried again at the next look.
+        """
         step = restored(scaler)
         if step is None:
-            return True
-        try:
+            return
+        with contextlib.suppress(NotFound):
             await self._write(step)
-        except NotFound:
-            return True
-        except (Transient, Permanent) as error:
-            log.warning("cannot restore a minimum scale", scaler=scaler.name, error=str(error))
-            return False
         log.info("minimum scale restored", namespace=scaler.namespace, scaler=scaler.name, to=scaler.raised_from)
-        return True
 
     async def _write(self, step: Step) -> None:
         scaler = step.scaler

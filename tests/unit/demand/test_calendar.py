@@ -112,6 +112,14 @@ def test_lines_name_days_and_events() -> None:
             {"a_ics": one_event("DTSTART:20261224T080000Z\r\nDURATION:PT1H\r\nRRULE:FREQ=SECONDLY")},
             "a.ics: entry 'x': it recurs SECONDLY, which an annotation `schedule` should say",
         ),
+        (
+            {"a_ics": one_event("DTSTART:20261224T080000Z\r\nDURATION:PT1M\r\nRRULE:FREQ=DAILY;BYHOUR=1,2;BYMINUTE=1,2")},
+            "a.ics: entry 'x': it recurs within a day, which an annotation `schedule` should say",
+        ),
+        (
+            {"a_ics": one_event("DTSTART:15000101T080000Z\r\nDURATION:PT1M\r\nRRULE:FREQ=DAILY")},
+            "a.ics: entry 'x': it began more than a hundred years ago",
+        ),
     ],
 )
 def test_what_is_wrong_is_told_and_the_rest_holds(data: dict[str, str], told: str) -> None:
@@ -171,8 +179,33 @@ def test_no_window_is_lost_to_a_holiday_where_it_meets_others() -> None:
     now = datetime(2026, 12, 24, 20, tzinfo=UTC)
     plain = windows(of, now)
     found = windows(of, now, almanac=almanac("2026-12-25 Christmas Day"))
-    assert lines(found) == ["24 11:30-25 00:30 100", f"25 00:30-26 00:00 {SOFT}", "26 00:00-27 01:00 100"]
+    assert lines(found) == ["17 17:30-25 00:30 100", f"25 00:30-26 00:00 {SOFT}", "26 00:00-27 01:00 100"]
     assert (plain[0].ready_by, plain[-1].until) == (found[0].ready_by, found[-1].until)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "events"),
+    [
+        ("0 9 * * *; 45 9 * * *", ""),
+        ("0 7-20 * * *", ""),
+        ("0 9 * * *; 30 8 * * 1-5; 15 10 * * *", ""),
+        ("0 9 * * *", "2026-12-24T09:30 3h Launch\n2026-12-24T12:15 1h After"),
+    ],
+)
+def test_a_window_is_due_at_one_time_for_as_long_as_it_lasts(schedule: str, events: str) -> None:
+    of = endpoint({"schedule": schedule, "timezone": "UTC", "lead": "5m", "window": "1h"})
+    due: dict[datetime, datetime] = {}
+    for minute in range(0, 36 * 60, 5):
+        for window in windows(
+            of, datetime(2026, 12, 24, tzinfo=UTC) + timedelta(minutes=minute), almanac=almanac(events=events)
+        ):
+            assert due.setdefault(window.until, window.ready_by) == window.ready_by
+
+
+@pytest.mark.parametrize("event", ["9999-12-31T23:00 12h x", "0001-01-01T00:00 1h x", "9999-12-31T23:00+14:00 1h x"])
+def test_an_event_at_an_end_of_the_calendar_is_a_problem_told(event: str) -> None:
+    found, problems = read(events=event)
+    assert (found.events, len(problems)) == ((), 1)
 
 
 def test_an_event_is_a_window_more_for_those_it_concerns() -> None:

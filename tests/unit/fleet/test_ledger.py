@@ -15,9 +15,9 @@ from agent.core.assignment import Assignment, EndpointWant, Window
 from agent.core.errors import Invalid
 from agent.core.latest import Latest
 from agent.core.refs import EndpointKey
-from agent.fleet.ledger import Entry, Ledger, Outcome, ready_endpoints, settled
+from agent.fleet.ledger import Entry, Ledger, Outcome, ready_windows, settled
 from agent.fleet.ledger_keeper import LedgerKeeper, format_ledger, last_outcomes, parse_ledger
-from agent.kube.objects import NodeView
+from agent.kube.objects import Condition, NodeView
 from tests.fakes.api_server import DirectApi, FakeApiServer
 from tests.fakes.virtual_time import START, LoopClock, run_virtual
 
@@ -31,7 +31,7 @@ def after(*looks: tuple[int, bool, bool], windows: Mapping[EndpointKey, tuple[Wi
     ledger = Ledger()
     for minute, ready, used in looks:
         now = NINE + timedelta(minutes=minute)
-        ledger = settled(ledger, windows, [CHAT] if ready else [], [CHAT] if used else [], now)
+        ledger = settled(ledger, windows, [(CHAT, NINE)] if ready else [], [CHAT] if used else [], now)
     return ledger
 
 
@@ -66,14 +66,20 @@ def test_what_is_first_seen_when_due_or_is_taken_back_is_not_counted() -> None:
     assert (taken.open, taken.totals) == ({}, {})
 
 
-def test_it_is_ready_when_all_its_nodes_are_and_not_when_it_has_none() -> None:
-    wants = (EndpointWant(key=CHAT),)
-    plans = [Assignment(node="n1", endpoints=wants), Assignment(node="n2", endpoints=wants), Assignment(node="n3")]
-    ready = {"endpoint.prewarm.dev/shop.chat": "ready"}
-    nodes = {"n1": NodeView(name="n1", labels=ready), "n2": NodeView(name="n2")}
-    assert ready_endpoints(plans, nodes) == frozenset()
-    assert ready_endpoints(plans, nodes | {"n2": NodeView(name="n2", labels=ready)}) == {CHAT}
-    assert ready_endpoints([], nodes) == frozenset()
+def test_a_window_is_ready_when_all_its_nodes_are_that_are_there() -> None:
+    noon = Window(ready_by=NINE + timedelta(hours=3), until=NINE + timedelta(hours=4))
+    whole = EndpointWant(key=CHAT, windows=(*WINDOWS[CHAT], noon))
+    leaner = EndpointWant(key=CHAT, windows=(noon,))  # of a holiday, it does without the first
+    plans = [Assignment(node=n, endpoints=(w,)) for n, w in {"n1": whole, "n2": leaner}.items()] + [
+        Assignment(node="n3")
+    ]
+    warm = {"endpoint.prewarm.dev/shop.chat": "ready"}
+    up = (Condition(type="Ready", status="True"),)
+    nodes = {"n1": NodeView(name="n1", labels=warm, conditions=up), "n2": NodeView(name="n2", conditions=up)}
+    assert ready_windows(plans, nodes) == {(CHAT, NINE)}
+    for n2 in (NodeView(name="n2"), NodeView(name="n2", labels=warm, conditions=up)):
+        assert ready_windows(plans, nodes | {"n2": n2}) == {(CHAT, NINE), (CHAT, noon.ready_by)}
+    assert ready_windows([], nodes) == frozenset()
 
 
 MINUTES = st.lists(st.tuples(st.integers(-60, 120), st.booleans(), st.booleans()), max_size=8)
@@ -116,11 +122,11 @@ def test_the_next_leader_knows_what_is_open_and_writes_are_rare() -> None:
         cell, opened = Latest(Ledger()), {CHAT: (Window(ready_by=START, until=START + timedelta(hours=1)),)}
         keeper = LedgerKeeper(DirectApi(server), cell, namespace="prewarm", clock=LoopClock())
         await keeper.load()
-        cell.set(settled(cell.get(), opened, [CHAT], [], START - timedelta(minutes=1)))
+        cell.set(settled(cell.get(), opened, [(CHAT, START)], [], START - timedelta(minutes=1)))
         task = asyncio.create_task(keeper.run(), name="ledger")
         for n in range(600):
             await asyncio.sleep(1)
-            cell.set(settled(cell.get(), opened, [CHAT], [], START + timedelta(seconds=n)))
+            cell.set(settled(cell.get(), opened, [(CHAT, START)], [], START + timedelta(seconds=n)))
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
         assert server.count("PATCH") + server.count("POST") <= 3
