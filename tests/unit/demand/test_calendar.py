@@ -113,7 +113,11 @@ def test_lines_name_days_and_events() -> None:
             "a.ics: entry 'x': it recurs SECONDLY, which an annotation `schedule` should say",
         ),
         (
-            {"a_ics": one_event("DTSTART:20261224T080000Z\r\nDURATION:PT1M\r\nRRULE:FREQ=DAILY;BYHOUR=1,2;BYMINUTE=1,2")},
+            {
+                "a_ics": one_event(
+                    "DTSTART:20261224T080000Z\r\nDURATION:PT1M\r\nRRULE:FREQ=DAILY;BYHOUR=1,2;BYMINUTE=1,2"
+                )
+            },
             "a.ics: entry 'x': it recurs within a day, which an annotation `schedule` should say",
         ),
         (
