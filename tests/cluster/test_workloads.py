@@ -114,8 +114,8 @@ def test_kinds_that_appear_are_warmed_and_windows_keep_nodes_and_raise_minimum_s
 
     ends = make_scaled(space)
     wait_until(lambda: least(space) == ["2", 2, 2], 30, "minimum scales are raised")
-    wait_until(lambda: "LeftAlone" in space.reasons("owned"), 10, "what is somebody else's is told")
-    wait_until(lambda: "WouldRaise" in space.reasons("asked"), 10, "what would be done is told")
+    wait_until(lambda: "LeftAlone" in space.reasons("owned"), 30, "what is somebody else's is told")
+    wait_until(lambda: "WouldRaise" in space.reasons("asked"), 30, "what would be done is told")
     nodes = {e["node"] for name, found in space.placed().items() if name in SCALED for e in found}
     assert nodes
     wait_until(lambda: all(kept(bed, n) for n in nodes), 10, "nodes of due windows are kept")
@@ -158,14 +158,10 @@ def make_scaled(space: Space) -> datetime:
         "prewarm.dev/min-scale": "apply",
         "prewarm.dev/replicas": "2",
     }
-    service = space.make(KNATIVE, "scaled", {"template": {"metadata": {"annotations": annotations}, "spec": POD}})
-    assert service["spec"]["template"]["metadata"]["annotations"] == annotations
+    # Autoscalers first: a workload whose autoscaler comes after it is looked at again within a minute only.
     target = {"apiVersion": "apps/v1", "kind": "Deployment", "name": "scaled-00001-deployment"}
     labels = {KNATIVE_SERVICE: "scaled"}
     space.make(KNATIVE_SCALERS, "scaled-00001", {"scaleTargetRef": target, "reachability": "Reachable"}, labels=labels)
-    for name in SCALED[1:]:
-        mode = annotations | ({"prewarm.dev/min-scale": "recommend"} if name == "asked" else {})
-        space.make(DEPLOYMENTS, name, deployment(name, mode, replicas=1 if name == "hpa" else 0))
     for name in ("hpa", "asked"):
         spec = {"scaleTargetRef": target | {"name": name}, "maxReplicas": 3}
         body = {
@@ -178,6 +174,11 @@ def make_scaled(space: Space) -> datetime:
         space.bed.api.patch(path, body, APPLY_PATCH)
     space.make(HPAS, "owned", {"scaleTargetRef": target | {"name": "owned"}, "maxReplicas": 3})
     space.make(KEDA, "keda", {"scaleTargetRef": {"name": "keda"}, "triggers": []})
+    service = space.make(KNATIVE, "scaled", {"template": {"metadata": {"annotations": annotations}, "spec": POD}})
+    assert service["spec"]["template"]["metadata"]["annotations"] == annotations
+    for name in SCALED[1:]:
+        mode = annotations | ({"prewarm.dev/min-scale": "recommend"} if name == "asked" else {})
+        space.make(DEPLOYMENTS, name, deployment(name, mode, replicas=1 if name == "hpa" else 0))
     return starts + timedelta(seconds=1)
 
 
