@@ -57,27 +57,27 @@ class Sources:
             hosts: where the image may come from: mirrors, and at last its registry.
         """
         found: Counter[str] = Counter()
-        await self._look(process)
-        before = self._totals.copy()
         self._pulls += 1
-        asked = [self._know(host, REGISTRY if host is hosts[-1] else MIRROR) for host in hosts]
-        beside = [
-            asyncio.create_task(each, name="count bytes by source") for each in (*asked, self._keep_looking(process))
-        ]
         try:
-            yield found
-        finally:
-            self._pulls -= 1
-            for task in beside:
-                task.cancel()
+            await self._look(process)
+            before = self._totals.copy()
+            asked = [self._know(host, REGISTRY if host is hosts[-1] else MIRROR) for host in hosts]
+            beside = [
+                asyncio.create_task(e, name="count bytes by source") for e in (*asked, self._keep_looking(process))
+            ]
             try:
+                yield found
+            finally:
+                for task in beside:
+                    task.cancel()
                 await asyncio.gather(*beside, return_exceptions=True)
                 await self._look(process)
-            finally:
-                if not self._pulls:
-                    self._stop()
-            for remote, count in (self._totals - before).items():
-                found[self._places.get(remote, ("", ELSEWHERE))[1]] += count
+                for remote, count in (self._totals - before).items():
+                    found[self._places.get(remote, ("", ELSEWHERE))[1]] += count
+        finally:
+            self._pulls -= 1
+            if not self._pulls:
+                self._stop()
 
     async def _know(self, host: RegistryHost, kind: str) -> None:
         """Learn a host's addresses beside the pull: names may take long to resolve, or never."""
@@ -96,7 +96,8 @@ class Sources:
         async with self._looking:
             first = self._connections is None
             try:
-                here, ended = await asyncio.to_thread(self._ask, process)
+                connections = self._connections = self._connections or _connections_of(process)
+                here, ended = await asyncio.to_thread(_ask, connections, process)
             except OSError as error:
                 if first:
                     log.debug("bytes of pulls are not counted by source", error=str(error))
@@ -109,21 +110,30 @@ class Sources:
             for each in ended:
                 self._seen.pop(each.cookie, None)
 
-    def _ask(self, process: Path) -> tuple[list[Connection], list[Connection]]:
-        """Return containerd's outgoing connections, and all that have ended."""
-        if (process / "ns/net").readlink() != Path("/proc/self/ns/net").readlink():
-            raise OSError("containerd is in another network namespace")
-        self._connections = self._connections or Connections()
-        ended, every = self._connections.ended(), self._connections.open_now()
-        inodes = _sockets(process)
-        served = {each.port for each in every if each.listens and each.inode in inodes}
-        return [each for each in every if each.inode in inodes and each.port not in served], ended
-
     def _stop(self) -> None:
         self._seen.clear()
         if self._connections:
             self._connections.close()
             self._connections = None
+
+
+def _connections_of(process: Path) -> Connections:
+    """Open what tells of connections; made by the loop's thread alone, so that `_stop` closes every one.
+
+    Raises:
+        OSError: they cannot be seen from here.
+    """
+    if (process / "ns/net").readlink() != Path("/proc/self/ns/net").readlink():
+        raise OSError("containerd is in another network namespace")
+    return Connections()
+
+
+def _ask(connections: Connections, process: Path) -> tuple[list[Connection], list[Connection]]:
+    """Return containerd's outgoing connections, and all that have ended."""
+    ended, every = connections.ended(), connections.open_now()
+    inodes = _sockets(process)
+    served = {each.port for each in every if each.listens and each.inode in inodes}
+    return [each for each in every if each.inode in inodes and each.port not in served], ended
 
 
 def told(found: Mapping[str, int]) -> str:
