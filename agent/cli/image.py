@@ -30,7 +30,7 @@ _ACTS = {
     "proof": "what proves that an image is warm here, or what is lacking",
     "warm": "pull an image if it is not warm, and prove it; goes on where an earlier pull broke off",
     "pin": "keep an image from the kubelet's garbage collection until it is unpinned",
-    "unpin": "let the kubelet collect an image again that `pin` has kept",
+    "unpin": "let the kubelet collect an image again, whoever pinned it; an agent pins again what it needs",
 }
 
 
