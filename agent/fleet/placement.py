@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 
 from agent.core.inventory import GpuVerdict
-from agent.core.names import LABEL_GPU
+from agent.core.names import LABEL_GPU, READY, endpoint_label
 from agent.core.refs import EndpointKey
 from agent.demand.endpoint import Endpoint
 from agent.fleet.eligibility import NAME, NOT_READY, Needs, closed, exclusion, gpus_of
@@ -45,11 +45,13 @@ def place(
     """Choose `endpoint.nodes` eligible nodes (all, if None) for each endpoint.
 
     A node that is cordoned, drained, disrupted or being deleted gets nothing. One that is NotReady gets nothing new, and keeps
-    what it has in `previous` besides the nodes chosen instead, so that a short outage does not cost its cache. For endpoints with
-    GPUs, nodes whose GPUs proved unhealthy come last, and slow nodes come before those. `loads` knows which nodes have room and
-    time; where none has, an endpoint is placed all the same. Neither the order of endpoints nor that of nodes matters.
+    what it has in `previous` besides the nodes chosen instead, so that a short outage does not cost its cache. When it is back, nodes
+    that say they are ready keep the endpoint, and others leave it. For endpoints with GPUs, nodes whose GPUs proved unhealthy come
+    last, and slow nodes come before those. `loads` knows which nodes have room and time; where none has, an endpoint is placed all
+    the same. Neither the order of endpoints nor that of nodes matters.
     """
-    endpoints, loads = list(endpoints), loads or Loads()
+    endpoints, nodes, loads = list(endpoints), list(nodes), loads or Loads()
+    labels = {node.name: node.labels for node in nodes}
     fleet = _Fleet.of(nodes, {Needs.of(e.spec, e.gpus) for e in endpoints}, loads)
     holders = _holders(previous or {}, set(fleet.names) - fleet.closed.keys())
     chosen: dict[str, list[EndpointKey]] = {name: [] for name in fleet.names}
@@ -60,7 +62,7 @@ def place(
         if not pools.count:
             unplaced[endpoint.key] = fleet.reason(Needs.of(endpoint.spec, endpoint.gpus))
             continue
-        had = _holding(endpoint.key, pools, holders.get(endpoint.key, ()), loads)
+        had = _ready_first(endpoint.key, _holding(endpoint.key, pools, holders.get(endpoint.key, ()), loads), labels)
         todo.append((endpoint, pools, had, _staying(endpoint, pools, had, loads)))
     for endpoint, pools, had, stay in todo:  # all that stay have their room before anything new is placed
         for name in _filled(endpoint, pools, had, stay, loads):
@@ -80,6 +82,12 @@ def _holders(previous: Mapping[str, tuple[EndpointKey, ...]], opened: set[str]) 
 def _holding(key: EndpointKey, pools: _Pools, holders: Sequence[str], loads: Loads) -> list[str]:
     """Return the holders that it may stay on, the first in rank first: a slow one only with all its bytes."""
     return _ranked(key, [n for n in holders if n in pools.well or (n in pools.slow and not loads.lacks_bytes(key, n))])
+
+
+def _ready_first(key: EndpointKey, had: list[str], labels: Mapping[str, Mapping[str, str]]) -> list[str]:
+    """Return the holders with those that say they are ready first: what another has to prove anew is not taken from them."""
+    label = endpoint_label(key.namespace, key.name)
+    return sorted(had, key=lambda n: labels[n].get(label) != READY) if len(had) > 1 else had
 
 
 def _staying(endpoint: Endpoint, pools: _Pools, had: Sequence[str], loads: Loads) -> list[str]:

@@ -16,6 +16,7 @@ import pytest
 
 from agent.core.names import READY, endpoint_label
 from tests.bed import Bed, Object
+from tests.bed.api import condition
 from tests.cluster import product as installed
 from tests.cluster.product import NAMESPACE, Product, deployment, node_labels, wait_label, wait_until
 from tests.cluster.watching import LabelWatch
@@ -56,19 +57,30 @@ class Outages:
         )
         return found[0]
 
+    def settled_on(self, name: str) -> str:
+        """The one node that is asked for it and ready: after an outage, that of the API server too, there can be two for a while."""
+
+        def settled() -> list[str]:
+            asked = self.asked(name)
+            ready = [n for n in self.bed.nodes if node_labels(self.bed, n).get(self.label(name)) == READY]
+            nodes = self.bed.api.get("/api/v1/nodes")["items"]
+            return ready if ready == asked and all(condition(n, "Ready") == "True" for n in nodes) else []
+
+        found: list[str] = wait_until(settled, 120, f"{name} is ready on the only node asked for it, all nodes Ready")
+        return found[0]
+
+    def asked(self, name: str) -> list[str]:
+        """The nodes whose NodeWarmups name the endpoint."""
+        return [
+            w["metadata"]["name"]
+            for w in self.bed.api.get("/apis/prewarm.dev/v1alpha1/nodewarmups")["items"]
+            for e in w.get("spec", {}).get("endpoints", [])
+            if (e["namespace"], e["name"]) == (self.namespace, name)
+        ]
+
     def assigned_to(self, name: str) -> str:
         """The node whose NodeWarmup names the endpoint."""
-
-        def nodes() -> list[str]:
-            warmups = self.bed.api.get("/apis/prewarm.dev/v1alpha1/nodewarmups")["items"]
-            return [
-                w["metadata"]["name"]
-                for w in warmups
-                for e in w.get("spec", {}).get("endpoints", [])
-                if (e["namespace"], e["name"]) == (self.namespace, name)
-            ]
-
-        found: list[str] = wait_until(nodes, 30, f"{name} is assigned to a node")
+        found: list[str] = wait_until(lambda: self.asked(name), 30, f"{name} is assigned to a node")
         return found[0]
 
     def digest(self, node: str, name: str) -> str:
@@ -175,7 +187,7 @@ def test_an_agent_killed_while_the_api_server_is_away_acts_on_its_assignment_on_
 
 def test_s3_away_when_a_window_opens_is_told_and_the_model_comes_when_it_returns(outages: Outages) -> None:
     bed = outages.bed
-    steady = outages.ready_on("steady")  # may take longer than the download below
+    steady = outages.settled_on("steady")
     with slow(bed):
         outages.annotate("s3", "s3")
         node = outages.assigned_to("s3")
@@ -216,7 +228,7 @@ def test_the_registry_away_is_told_and_the_image_comes_when_it_returns(outages: 
 @pytest.mark.parametrize("how", ["killed", "deleted", "forced"])
 def test_an_agent_that_ends_and_returns_in_the_same_boot_withdraws_nothing(outages: Outages, how: str) -> None:
     bed = outages.bed
-    node = outages.ready_on("steady", 90)
+    node = outages.settled_on("steady")
     before, old = incarnation(outages, node), outages.pids(node, "agent")
     with LabelWatch(bed, node, outages.label("steady"), READY) as watch:
         if how == "killed":

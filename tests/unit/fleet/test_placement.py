@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from agent.core import names
 from agent.core.refs import EndpointKey
 from agent.demand.endpoint import Endpoint, WorkloadRef
 from agent.fleet.placement import place
@@ -203,6 +204,14 @@ def test_a_node_that_went_away_keeps_what_it_had_besides_the_one_chosen_instead(
     after = place([endpoint()], [node(n, **(gone if n == holder else {})) for n in ("n1", "n2")], before)
     assert after.assigned == {holder: (endpoint().key,), other: (endpoint().key,)}
     assert place([endpoint()], nodes, after.assigned).assigned == before
+
+
+@pytest.mark.parametrize("ready", ["n1", "n2"])
+def test_of_a_node_that_returns_and_the_one_chosen_instead_the_one_that_is_ready_keeps_the_endpoint(ready: str) -> None:
+    claim = {names.endpoint_label("a", "e"): names.READY}
+    nodes = [node(name, labels=claim if name == ready else {}) for name in ("n1", "n2", "n3")]
+    both = {"n1": (endpoint().key,), "n2": (endpoint().key,)}
+    assert [name for name, keys in place([endpoint()], nodes, both).assigned.items() if keys] == [ready]
 
 
 def test_a_node_that_went_away_does_not_keep_an_endpoint_that_is_gone() -> None:
