@@ -39,7 +39,9 @@ _PLAIN_HTTP = "server gave HTTP response to HTTPS client"  # which the CRI allow
 _SEEN_WITHIN_SECONDS = 10
 _TOUCH_TURN = 3
 _PULLED = "prewarm.dev/pulled"
-_EVENTS = f'namespace=={NAMESPACE},topic~="/images/"'
+_REMOVED = "/snapshot/remove"
+_EVENTS = (f'namespace=={NAMESPACE},topic~="/images/"', f'namespace=={NAMESPACE},topic=="{_REMOVED}"')
+_CHAIN_ID = "sha256:"  # how the keys of layers begin; those of containers are of another kind
 _HANDLER = (
     "io.containerd.cri.runtime-handler"  # containerd before 2.2.2 reads the handler from the sandbox's annotations
 )
@@ -300,14 +302,15 @@ class ContainerdClient:
     async def events(self) -> AsyncIterator[ImageEvent]:
         """See `ImageEvents.events`."""
         what = "follow image events"
-        request = events_pb2.SubscribeRequest(filters=[_EVENTS])
+        request = events_pb2.SubscribeRequest(filters=_EVENTS)
         call = self._rpc.open("events.v1.Events/Subscribe", request, types_pb2.Envelope, None)
         try:
             self._daemon = None  # it may be another one than before
             await self.version()  # goes out after the subscription, on the same connection
             yield ImageEvent(change=Change.STARTED)
             async for envelope in call:
-                yield _event(envelope)
+                if event := _event(envelope):
+                    yield event
         except grpc.aio.AioRpcError as error:
             raise failure(what, error.code().name, error.details() or "") from error
         finally:
@@ -368,9 +371,11 @@ def _until(record: Record) -> datetime:
         return datetime.min.replace(tzinfo=UTC)
 
 
-def _event(envelope: types_pb2.Envelope) -> ImageEvent:
-    """Read one event; all three bodies carry the record's name in field 1."""
+def _event(envelope: types_pb2.Envelope) -> ImageEvent | None:
+    """Read one event, None if it is of no image; all four bodies carry the record's name or snapshot's key in field 1."""
     name = images_pb2.ImageUpdate.FromString(envelope.event.value).name
+    if envelope.topic == _REMOVED:
+        return ImageEvent(change=Change.LAYER_REMOVED, name=name) if name.startswith(_CHAIN_ID) else None
     deleted = envelope.event.type_url.endswith(".ImageDelete")
     return ImageEvent(change=Change.DELETED if deleted else Change.CHANGED, name=name)
 

@@ -14,16 +14,17 @@ from agent.images.lazy import Served
 
 
 class Change(StrEnum):
-    """What an event says about an image record."""
+    """What an event says: of an image record, or of the snapshots that images lie in."""
 
     STARTED = "started"  # the stream has just begun: anything may have changed before, so look at everything
     CHANGED = "changed"
     DELETED = "deleted"
+    LAYER_REMOVED = "layer removed"  # a layer's snapshot is gone: any image may lack it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageEvent:
-    """One event. `name` is the record's name, "" with `Change.STARTED`."""
+    """One event. `name` is the record's name, the chain id with `Change.LAYER_REMOVED`, "" with `Change.STARTED`."""
 
     change: Change
     name: str = ""
@@ -149,7 +150,7 @@ class PullRuntime(Puller, Disks, Protocol):
 
 
 class ImageEvents(Protocol):
-    """The changes of image records."""
+    """The changes of image records, and removals of layers."""
 
     def events(self) -> AsyncIterator[ImageEvent]:
         """Follow all changes, beginning with `Change.STARTED`; raises Transient when the stream ends."""

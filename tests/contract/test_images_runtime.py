@@ -148,7 +148,14 @@ async def test_deleting_the_tag_alone_is_an_event_and_the_tag_is_absent(world: W
 async def test_an_image_without_its_top_snapshot_is_present_not_unpacked_and_a_pull_mends_it(world: World) -> None:
     digest = await world.push("e:1", layers=3)
     await world.node.pull(f"{HOST}/e:1", "")
-    await world.drop_snapshot((await chain(world, digest))[-1])
+    events = world.node.events()
+    assert (await anext(events)).change is Change.STARTED
+    top = (await chain(world, digest))[-1]
+    await world.drop_snapshot(top)
+    async with asyncio.timeout(5):
+        async for event in events:
+            if event.change is Change.LAYER_REMOVED and event.name == top:
+                break
     proof = await prove(world, "e:1")
     assert proof.level is ImageLevel.PRESENT
     # containerd may already have collected the parents, which only the top one referred to

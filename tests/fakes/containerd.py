@@ -223,6 +223,7 @@ class FakeContainerd:
 
     def drop_snapshot(self, chain_id: str) -> None:
         self.snapshots["overlayfs"].discard(chain_id)
+        self._tell(ImageEvent(change=Change.LAYER_REMOVED, name=chain_id))
 
     def stop(self) -> None:
         """Go away: running streams end, calls fail."""

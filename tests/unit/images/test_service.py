@@ -184,13 +184,25 @@ def test_a_deletion_during_a_cycle_is_not_overwritten_by_what_the_cycle_saw_befo
     play(story)
 
 
-def test_a_lost_snapshot_is_found_within_one_interval() -> None:
+def test_a_removed_snapshot_withdraws_the_claim_at_once() -> None:
     async def story(bench: Bench) -> None:
         want = await bench.hold(A)
         bench.watch(want)
         async with running(bench):
             await bench.until_level(want, ImageLevel.UNPACKED)
             bench.node.drop_snapshot(bench.node.registry[A].chain[0])
+            assert await bench.until_level(want, ImageLevel.PRESENT) < 0.1
+
+    play(story)
+
+
+def test_a_snapshot_of_whose_loss_nobody_told_is_missed_within_one_interval() -> None:
+    async def story(bench: Bench) -> None:
+        want = await bench.hold(A)
+        bench.watch(want)
+        async with running(bench):
+            await bench.until_level(want, ImageLevel.UNPACKED)
+            bench.node.snapshots["overlayfs"].discard(bench.node.registry[A].chain[0])
             assert await bench.until_level(want, ImageLevel.PRESENT) <= 15
 
     play(story)
