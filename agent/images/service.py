@@ -185,7 +185,11 @@ class ImageService:
                 log.warning("a warm image was removed by somebody else", image=str(ref))
                 self._observer.lost(ref)
         names = {record_name(want.ref) for want in self._plan.get().images}
-        if event.change in (Change.STARTED, Change.LAYER_REMOVED) or event.name in names or self._pins.concerns(event.name):
+        if (
+            event.change in (Change.STARTED, Change.LAYER_REMOVED)
+            or event.name in names
+            or self._pins.concerns(event.name)
+        ):
             self._look.fire()
 
     def _tell(self, error: PrewarmError | None) -> None:
