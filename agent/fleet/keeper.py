@@ -29,6 +29,7 @@ log = structlog.get_logger()
 _AT_ONCE = 8
 _SEEN_SECONDS = 5.0  # until the watch shows our own write; a failed one is tried again then
 _REFUSED_SECONDS = 600.0
+_CLOCK_SECONDS = 600.0  # a wall clock that is set is noticed within this
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,7 +85,7 @@ class Keeper:
         await self._write_all([n for n in differing if self._may(n.name, keeping)], keeping)
         self._tell(keeping, nodes)
         waits = [at - self._clock.monotonic() for _, at in self._again.values()]
-        waits += [(keeping.wake_at - now).total_seconds()] if keeping.wake_at else []
+        waits += [min(_CLOCK_SECONDS, (keeping.wake_at - now).total_seconds())] if keeping.wake_at else []
         return max(0.05, min(waits)) if waits else None
 
     def _may(self, name: str, keeping: Keeping) -> bool:

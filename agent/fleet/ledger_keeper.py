@@ -1,4 +1,7 @@
-"""Keeps the ledger over changes of leader, in a ConfigMap that `prewarm status` reads: written when a window has ended or opened."""
+"""Keeps the ledger over changes of leader, in a ConfigMap that `prewarm status` reads: written when a window has ended or opened.
+
+A write names the version it replaces: the late word of a planner that leads no more does not undo its successor's.
+"""
 
 from __future__ import annotations
 
@@ -36,13 +39,16 @@ class LedgerKeeper:
     def __init__(self, api: KubeApi, ledger: Latest[Ledger], *, namespace: str, clock: Clock) -> None:
         self._api, self._ledger, self._namespace, self._clock = api, ledger, namespace, clock
         self._written = ""
+        self._version: str | None = None  # of what stands there, "" for nothing; None: not known
 
     async def load(self) -> None:
         """Set the cell to what the last leader wrote, with this process's own totals; what cannot be read is logged."""
         try:
             found = await self._get()
+            self._version = found.resource_version
             kept = parse_ledger(json.loads(found.data.get(_KEY, "{}")))
         except NotFound:
+            self._version = ""
             return
         except (Transient, Permanent, Invalid, ValueError, RecursionError) as error:
             log.warning("the ledger cannot be read, windows that are open now are not counted", error=cut(error))
@@ -74,17 +80,31 @@ class LedgerKeeper:
             self._ledger.detach(signal)
 
     async def _write(self, text: str) -> bool:
-        meta = {"name": NAME, "namespace": self._namespace}
-        body = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": meta, "data": {_KEY: text}}
         try:
-            try:
-                await self._api.patch(CONFIGMAPS, NAME, {"data": {_KEY: text}}, namespace=self._namespace)
-            except NotFound:
-                await self._api.create(CONFIGMAPS, body, namespace=self._namespace)
+            if self._version is None:
+                self._version = await self._standing()
+            self._version = await self._put(text, self._version)
         except (Transient, Permanent) as error:
+            self._version = None
             log.warning("the ledger cannot be written", error=str(error))
             return False
         return True
+
+    async def _standing(self) -> str:
+        try:
+            return (await self._api.get(CONFIGMAPS, NAME, namespace=self._namespace)).resource_version
+        except NotFound:
+            return ""
+
+    async def _put(self, text: str, version: str) -> str:
+        meta, data = {"name": NAME, "namespace": self._namespace}, {_KEY: text}
+        if version:
+            body = {"metadata": {"resourceVersion": version}, "data": data}
+            written = await self._api.patch(CONFIGMAPS, NAME, body, namespace=self._namespace)
+        else:
+            new = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": meta, "data": data}
+            written = await self._api.create(CONFIGMAPS, new, namespace=self._namespace)
+        return written.resource_version
 
 
 def format_ledger(ledger: Ledger, now: datetime) -> dict[str, Any]:

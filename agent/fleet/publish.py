@@ -3,6 +3,9 @@
 A NodeWarmup is made when its node gets its first endpoint. When a node loses its last one the list is emptied, not the
 object deleted: an empty list is the planner's word that nothing is wanted, an absent object may be an accident. With its
 Node it goes by the garbage collector. One whose node does not exist is never touched.
+
+A write names the generation it replaces, so the late word of a planner that leads no more never follows its successor's. The
+version would name it too, but agents change that with every status.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ from agent.core.latest import Latest, Signal
 from agent.core.names import GROUP, VERSION
 from agent.core.retry import Backoff
 from agent.fleet.sources import Sources
-from agent.kube.api import KubeApi
+from agent.kube.api import KubeApi, PatchKind
 from agent.kube.errors import NotFound
 from agent.kube.objects import NodeView, NodeWarmupView
 from agent.kube.resources import NODEWARMUP_SPECS
@@ -42,17 +45,20 @@ class PublishReport:
     failing: Mapping[str, str] = field(default_factory=dict)
 
 
+_Try = tuple[Assignment, int]  # a plan, and the generation of the NodeWarmup that it was to replace; 0: there was none
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Retry:
-    """When a node's write is tried again (monotonic seconds); `refused` is the plan the API server would not take."""
+    """When a node's write is tried again (monotonic seconds); `refused` is what the API server would not take."""
 
     backoff: Backoff
     at: float
-    refused: Assignment | None = None
+    refused: _Try | None = None
 
-    def lets(self, assignment: Assignment, now: float) -> bool:
-        """Say whether this plan may be written now: another one than was refused need not wait, for it may withdraw."""
-        return self.at <= now or (self.refused is not None and self.refused != assignment)
+    def lets(self, other: _Try, now: float) -> bool:
+        """Say whether this may be written now: another plan than was refused may withdraw, another generation may take it."""
+        return self.at <= now or (self.refused is not None and self.refused != other)
 
 
 class Publisher:
@@ -94,18 +100,13 @@ class Publisher:
         desired, nodes = self._desired.get(), self._sources.nodes.get().items
         if desired is None or not self._sources.warmups.get().synced:
             return None
-        now, stored = self._clock.monotonic(), self._stored()
         self._retry = {n: r for n, r in self._retry.items() if n in desired}
         self._same = {n: s for n, s in self._same.items() if n in desired}
-        todo = [
-            (nodes[name], assignment)
-            for name, assignment in desired.items()
-            if name in nodes and self._differs(nodes[name], assignment, stored.get(name))
-        ]
-        open_now = [(n, a) for n, a in todo if n.name not in self._retry or self._retry[n.name].lets(a, now)]
-        errors = await self._write_all(open_now, stored)
-        self._tell({n.name for n, _ in todo}, errors, len(open_now) - len(errors))
-        waits = [self._retry[n.name].at - self._clock.monotonic() for n, _ in todo if n.name in self._retry]
+        self._written = {n: w for n, w in self._written.items() if n in desired}
+        differing = [n for n, a in desired.items() if n in nodes and self._differs(nodes[n], a, self._stored(n))]
+        errors, writes = await self._write_all(differing)
+        self._tell(set(differing), errors, writes)
+        waits = [self._retry[n].at - self._clock.monotonic() for n in differing if n in self._retry]
         return max(0.05, min(waits)) if waits else None
 
     def _differs(self, node: NodeView, wanted: Assignment, stored: NodeWarmupView | None) -> bool:
@@ -118,38 +119,56 @@ class Publisher:
         self._same[node.name] = (node, wanted, stored)
         return False
 
-    def _stored(self) -> dict[str, NodeWarmupView]:
-        """Return what is stored: what the watch shows, and our own writes that it does not show yet."""
-        seen, now = self._sources.warmups.get().items, self._clock.monotonic()
-        self._written = {
-            name: (view, until)
-            for name, (view, until) in self._written.items()
-            if seen.get(name) != view and now < until
-        }
-        return {**seen, **{name: view for name, (view, _) in self._written.items()}}
+    def _stored(self, name: str) -> NodeWarmupView | None:
+        """Return what is stored: what the watch shows, or our own write that it does not show yet."""
+        seen, (view, until) = self._sources.warmups.get().items.get(name), self._written.get(name, (None, 0.0))
+        if view is None:
+            return seen
+        later = seen is not None and seen.uid == view.uid and seen.generation > view.generation
+        if seen == view or later or until <= self._clock.monotonic():
+            del self._written[name]
+            return seen
+        return view
 
-    async def _write_all(
-        self, todo: list[tuple[NodeView, Assignment]], stored: Mapping[str, NodeWarmupView]
-    ) -> dict[str, str]:
-        gate, errors = asyncio.Semaphore(_AT_ONCE), dict[str, str]()
+    async def _write_all(self, names: list[str]) -> tuple[dict[str, str], int]:
+        """Write what these nodes lack when their turn comes: on a slow API server that is a newer plan than at the start.
 
-        async def one(node: NodeView, assignment: Assignment) -> None:
+        Returns:
+            The errors by node, and how many writes went through.
+        """
+        gate, errors, written = asyncio.Semaphore(_AT_ONCE), dict[str, str](), set[str]()
+
+        async def one(name: str) -> None:
             async with gate:
-                if error := await self._write(node, assignment, exists=node.name in stored):
-                    errors[node.name] = error
+                if not (todo := self._todo(name)):
+                    return
+                if error := await self._write(*todo):
+                    errors[name] = error
+                else:
+                    written.add(name)
 
         async with asyncio.TaskGroup() as tasks:
-            for node, assignment in todo:
-                tasks.create_task(one(node, assignment), name=f"publish {node.name}")
-        return errors
+            for name in names:
+                tasks.create_task(one(name), name=f"publish {name}")
+        return errors, len(written)
 
-    async def _write(self, node: NodeView, assignment: Assignment, *, exists: bool) -> str:
-        body = warmup(node, assignment)
+    def _todo(self, name: str) -> tuple[NodeView, Assignment, NodeWarmupView | None] | None:
+        """Return what is to be written to a node now, None for nothing."""
+        node, assignment = self._sources.nodes.get().items.get(name), (self._desired.get() or {}).get(name)
+        if node is None or assignment is None:
+            return None
+        stored, retry = self._stored(name), self._retry.get(name)
+        if retry and not retry.lets((assignment, stored.generation if stored else 0), self._clock.monotonic()):
+            return None
+        return (node, assignment, stored) if self._differs(node, assignment, stored) else None
+
+    async def _write(self, node: NodeView, assignment: Assignment, stored: NodeWarmupView | None) -> str:
         try:
-            if exists:
-                view = await self._api.patch(NODEWARMUP_SPECS, node.name, body)
+            if stored:
+                body = replacement(node, assignment, stored)
+                view = await self._api.patch(NODEWARMUP_SPECS, node.name, body, kind=PatchKind.JSON)
             else:
-                view = await self._api.create(NODEWARMUP_SPECS, body)
+                view = await self._api.create(NODEWARMUP_SPECS, warmup(node, assignment))
         except (Transient, Permanent) as error:
             before = self._retry.get(node.name)
             backoff = (before.backoff if before else Backoff()).failed()
@@ -157,8 +176,9 @@ class Publisher:
                 error, NotFound
             )  # not found: it is made next time
             seconds = _REFUSED_SECONDS if lasting else backoff.delay_seconds(self._rng)
-            at = self._clock.monotonic() + seconds
-            self._retry[node.name] = _Retry(backoff=backoff, at=at, refused=assignment if lasting else None)
+            refused = (assignment, stored.generation if stored else 0) if lasting else None
+            self._retry[node.name] = _Retry(backoff=backoff, at=self._clock.monotonic() + seconds, refused=refused)
+            self._written.pop(node.name, None)  # whatever was written before, the next try goes by what the watch shows
             return str(error)
         self._retry.pop(node.name, None)
         self._written[node.name] = (view, self._clock.monotonic() + _SEEN_SECONDS)
@@ -186,11 +206,24 @@ def differs(node: NodeView, wanted: Assignment, stored: NodeWarmupView | None) -
 
 
 def warmup(node: NodeView, assignment: Assignment) -> dict[str, object]:
-    """Return the NodeWarmup as JSON: to create, or as a merge patch (which replaces the whole list)."""
-    owner = {"apiVersion": "v1", "kind": "Node", "name": node.name, "uid": node.uid}
+    """Return a new NodeWarmup as JSON."""
     return {
         "apiVersion": f"{GROUP}/{VERSION}",
         "kind": "NodeWarmup",
-        "metadata": {"name": node.name, "ownerReferences": [owner]},
+        "metadata": {"name": node.name, "ownerReferences": [_owner(node)]},
         "spec": format_assignment(assignment),
     }
+
+
+def replacement(node: NodeView, assignment: Assignment, stored: NodeWarmupView) -> list[dict[str, object]]:
+    """Return the JSON patch that replaces the whole spec, if nobody has replaced it since `stored` was read."""
+    return [
+        {"op": "test", "path": "/metadata/uid", "value": stored.uid},
+        {"op": "test", "path": "/metadata/generation", "value": stored.generation},
+        {"op": "add", "path": "/metadata/ownerReferences", "value": [_owner(node)]},
+        {"op": "add", "path": "/spec", "value": format_assignment(assignment)},
+    ]
+
+
+def _owner(node: NodeView) -> dict[str, str]:
+    return {"apiVersion": "v1", "kind": "Node", "name": node.name, "uid": node.uid}

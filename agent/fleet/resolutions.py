@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Generic, Protocol, TypeVar
 
 from agent.core.assignment import Window
@@ -14,6 +14,7 @@ from agent.kube.pull_secrets import Auths
 
 V = TypeVar("V")
 
+_LONG_AGO = datetime.min.replace(tzinfo=UTC)
 AHEAD = timedelta(
     hours=1
 )  # a window's versions are fixed this long before it: time to fetch 200 GB at 1 Gbit/s is 27 min
@@ -91,10 +92,14 @@ def due_at(resolved_at: datetime, windows: Iterable[Window], refresh: timedelta)
 
 
 def from_warmups(warmups: Iterable[NodeWarmupView]) -> Resolutions:
-    """Return what a planner before this one resolved, as its NodeWarmups say: S3 may be away when a new leader starts."""
+    """Return what a planner before this one resolved, as its NodeWarmups say: S3 may be away when a new leader starts.
+
+    Where they differ, the one written last holds the newest: the planner before died while it told the nodes.
+    """
     models: dict[ModelUri, Resolution[ResolvedModel]] = {}
     images: dict[ImageRef, Resolution[str]] = {}
-    for endpoint in (e for w in warmups if w.assignment for e in w.assignment.endpoints):
+    oldest_first = sorted(warmups, key=lambda w: w.written_at or _LONG_AGO)
+    for endpoint in (e for w in oldest_first if w.assignment for e in w.assignment.endpoints):
         for model in endpoint.models:
             if model.digest:
                 found = ResolvedModel(digest=model.digest, size_bytes=model.size_bytes, files=model.files)

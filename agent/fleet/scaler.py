@@ -25,6 +25,7 @@ log = structlog.get_logger()
 
 _LOOK_SECONDS = 60.0  # while a window is open: autoscalers come, go and are changed
 _RETRY_SECONDS = 10.0
+_CLOCK_SECONDS = 600.0  # a wall clock that is set is noticed within this
 _NAMESPACES = 8  # of more, one list of all is cheaper
 _NONE = (
     "min-scale: no HorizontalPodAutoscaler, ScaledObject or Knative revision that the planner may see scales it, so nothing "
@@ -74,7 +75,7 @@ class Scaler:
             failed = True
         if failed:
             return _RETRY_SECONDS
-        return _soonest(now, (s.next_change(now) for s in asked), _LOOK_SECONDS if self._restless else None)
+        return _soonest(now, (s.next_change(now) for s in asked), _LOOK_SECONDS if self._restless else _CLOCK_SECONDS)
 
     async def _settle(self, opened: Open) -> bool:
         """Make the autoscalers fit the open windows; say whether a write failed that may pass."""
@@ -170,9 +171,8 @@ class Scaler:
         )
 
 
-def _soonest(now: datetime, changes: Iterable[datetime | None], at_most: float | None) -> float | None:
-    waits = [max(0.05, (at - now).total_seconds()) for at in changes if at]
-    return min([*waits, *([at_most] if at_most else [])], default=None)
+def _soonest(now: datetime, changes: Iterable[datetime | None], at_most: float) -> float:
+    return min([at_most, *(max(0.05, (at - now).total_seconds()) for at in changes if at)])
 
 
 def _tell(workload: WorkloadRef, reason: str, message: str, kind: EventType = EventType.WARNING) -> Announcement:

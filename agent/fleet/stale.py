@@ -21,6 +21,7 @@ from agent.kube.objects import NodeView, PodView
 RESTART = timedelta(seconds=15)  # an agent proves standing claims again within 10 s, and is probed every 5 s
 BRAKE_WINDOW = timedelta(minutes=1)
 FEW = 3  # nodes the brake never holds: what a fleet of ten loses at a brake of 0.3
+WITHDRAWN = "withdrawn by the planner: "  # so begin the messages of conditions that it took back
 _CONDITIONS = (CONDITION_GPU, CONDITION_CACHE)
 
 
@@ -67,6 +68,16 @@ def claimed_conditions(node: NodeView) -> tuple[str, ...]:
 def claims(node: NodeView) -> bool:
     """Say whether a node claims anything."""
     return bool(claimed_labels(node) or claimed_conditions(node))
+
+
+def lately_withdrawn(nodes: Iterable[NodeView], now: datetime) -> dict[str, datetime]:
+    """Return when nodes were withdrawn within BRAKE_WINDOW, as their conditions say: a change of leader lets go of no brake."""
+    return {
+        node.name: c.since
+        for node in nodes
+        for c in node.conditions
+        if c.type in _CONDITIONS and c.message.startswith(WITHDRAWN) and c.since and now - BRAKE_WINDOW < c.since <= now
+    }
 
 
 def observe_agents(

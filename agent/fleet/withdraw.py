@@ -22,6 +22,7 @@ from agent.core.retry import Backoff
 from agent.fleet.sources import Sources
 from agent.fleet.stale import (
     BRAKE_WINDOW,
+    WITHDRAWN,
     AgentState,
     Stale,
     Verdict,
@@ -29,6 +30,7 @@ from agent.fleet.stale import (
     claimed_conditions,
     claimed_labels,
     judge,
+    lately_withdrawn,
     observe_agents,
 )
 from agent.kube.api import KubeApi, PatchKind
@@ -106,6 +108,8 @@ class Withdrawer:
         if not (nodes.current and agents.current):
             return None
         now = self._clock.now()
+        if not self.swept.is_set():
+            self._recent = lately_withdrawn(nodes.items.values(), now)
         self._agents = observe_agents(nodes.items, agents.items.values(), self._agents, now)
         verdict = judge(self._unwritten(nodes.items), self._agents, now, self._grace)
         self._recent = {name: at for name, at in self._recent.items() if now - BRAKE_WINDOW < at <= now}
@@ -189,7 +193,7 @@ def withdrawal(node: NodeView, stale: Stale, now: datetime) -> dict[str, object]
             "type": kind,
             "status": "Unknown",
             "reason": stale.reason,
-            "message": f"withdrawn by the planner: {stale.message}",
+            "message": f"{WITHDRAWN}{stale.message}",
             "lastTransitionTime": time,
             "lastHeartbeatTime": time,
         }

@@ -53,70 +53,87 @@ class LeaderElector:
         ends the process; that it returns is as wrong.
         """
         while True:
-            await self._acquire()
+            since = await self._acquire()
             log.info("leading", lease=self._name, identity=self._identity)
             try:
-                await self._lead(on_lead)
+                await self._lead(on_lead, since)
             except* _Lost as lost:
                 log.warning("not leading any more", lease=self._name, error=str(lost.exceptions[0]))
             finally:
                 await self._release()
             _raise_if_cancelled()
 
-    async def _lead(self, on_lead: Callable[[], Awaitable[None]]) -> None:
+    async def _lead(self, on_lead: Callable[[], Awaitable[None]], since: float) -> None:
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._keep(), name="renew the lease")
+            tasks.create_task(self._keep(since), name="renew the lease")
             await on_lead()
             raise RuntimeError("the leader's work returned")
 
-    async def _acquire(self) -> None:
+    async def _acquire(self) -> float:
+        """Wait for the Lease. Returns when the request that got it was begun: it may have been written as early as that."""
         while True:
+            began = self._clock.monotonic()
             with contextlib.suppress(TimeoutError):
                 try:
                     async with asyncio.timeout(DEADLINE_SECONDS):
                         if await self._take():
-                            return
+                            return began
                 except (Transient, Permanent) as error:
                     log.info("cannot ask for the lease", lease=self._name, error=str(error))
-            await self._clock.sleep(RETRY_SECONDS * self._rng.uniform(1, 1.2))
+            await self._clock.sleep(self._until_next_try())
 
-    async def _keep(self) -> None:
-        renewed = self._clock.monotonic()
-        wait = RENEW_SECONDS
+    def _until_next_try(self) -> float:
+        """Return the seconds to the next look: soon, and no later than when the Lease that was seen runs out."""
+        retry = RETRY_SECONDS * self._rng.uniform(1, 1.2)
+        left = self._theirs_until() - self._clock.monotonic()
+        return min(retry, left + self._rng.uniform(0, 0.2)) if left > 0 else retry
+
+    async def _keep(self, renewed: float) -> None:
+        again = renewed + RENEW_SECONDS  # counted from the request: a slow answer leaves less time, not a later renewal
         while True:
-            await self._clock.sleep(wait)
-            left = renewed + DEADLINE_SECONDS - self._clock.monotonic()
-            if left <= 0:
-                raise _Lost(f"could not renew for {DEADLINE_SECONDS:.0f} s")
+            await self._clock.sleep(max(0.0, min(again, renewed + DEADLINE_SECONDS) - self._clock.monotonic()))
             began = self._clock.monotonic()
+            if began >= renewed + DEADLINE_SECONDS:
+                raise _Lost(f"could not renew for {DEADLINE_SECONDS:.0f} s")
             try:
-                async with asyncio.timeout(left):
+                async with asyncio.timeout(renewed + DEADLINE_SECONDS - began):
                     mine = await self._take()
             except (Transient, Permanent, TimeoutError) as error:
                 log.info("cannot renew the lease", lease=self._name, error=str(error))
-                wait = min(RETRY_SECONDS, max(0.1, renewed + DEADLINE_SECONDS - self._clock.monotonic()))
+                again = self._clock.monotonic() + RETRY_SECONDS
                 continue
             if not mine:
                 raise _Lost(f"{self._seen.holder if self._seen else 'somebody'} holds it")
-            renewed, wait = began, RENEW_SECONDS
+            renewed, again = began, began + RENEW_SECONDS
 
     async def _take(self) -> bool:
-        """Create, renew or take over the Lease; False while another candidate's is still good."""
+        """Create, renew or take over the Lease; False while another candidate's is still good, also if it was deleted."""
+        lease = await self._look()
+        if self._clock.monotonic() < self._theirs_until():
+            return False
+        if lease is None:
+            self._seen = await self._api.create(LEASES, self._body(None), namespace=self._namespace)
+        else:
+            self._seen = await self._api.replace(LEASES, self._name, self._body(lease), namespace=self._namespace)
+        self._seen_at = self._clock.monotonic()
+        return True
+
+    async def _look(self) -> LeaseView | None:
         try:
             lease = await self._api.get(LEASES, self._name, namespace=self._namespace)
         except NotFound:
-            self._seen = await self._api.create(LEASES, self._body(None), namespace=self._namespace)
-            self._seen_at = self._clock.monotonic()
-            return True
+            return None
         if self._seen is None or (lease.holder, lease.renewed) != (self._seen.holder, self._seen.renewed):
             self._seen_at = self._clock.monotonic()
         self._seen = lease
-        theirs = lease.holder not in ("", self._identity)
-        if theirs and self._clock.monotonic() < self._seen_at + max(lease.duration_seconds, DURATION_SECONDS):
-            return False
-        self._seen = await self._api.replace(LEASES, self._name, self._body(lease), namespace=self._namespace)
-        self._seen_at = self._clock.monotonic()
-        return True
+        return lease
+
+    def _theirs_until(self) -> float:
+        """Return when the Lease runs out that another candidate was last seen to hold (monotonic); long ago if none does."""
+        seen = self._seen
+        if seen is None or seen.holder in ("", self._identity):
+            return float("-inf")
+        return self._seen_at + max(seen.duration_seconds, DURATION_SECONDS)
 
     def _body(self, lease: LeaseView | None, *, release: bool = False) -> dict[str, object]:
         now = _micro_time(self._clock.now())

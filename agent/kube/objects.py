@@ -207,6 +207,8 @@ class NodeWarmupView:
     owner_uid: str = ""  # the Node's UID
     assignment: Assignment | None = None
     problem: str = ""
+    generation: int = 0  # of the spec: no status changes it
+    written_at: datetime | None = None  # the same as a time
     observed_generation: int = 0
     report: NodeReport = NodeReport()
     status: Mapping[str, object] = field(default_factory=dict)  # as it stands, to compare before writing

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from agent.kube.walk import Json, mapping, mappings, text
+from datetime import datetime
+
+from agent.kube.walk import Json, mapping, mappings, text, time
 
 
 def applies(item: Json, manager: str, *path: str) -> bool:
@@ -15,3 +17,10 @@ def applies(item: Json, manager: str, *path: str) -> bool:
             if f"f:{path[-1]}" in at:
                 return True
     return False
+
+
+def written_at(item: Json) -> datetime | None:
+    """Return when anything but the status was last changed, in whole seconds."""
+    entries = mappings(mapping(item, "metadata"), "managedFields")
+    times = [at for entry in entries if not text(entry, "subresource") and (at := time(entry, "time"))]
+    return max(times, default=None)

@@ -36,7 +36,7 @@ from agent.kube.objects import (
     Taint,
     Toleration,
 )
-from agent.kube.owned import applies
+from agent.kube.owned import applies, written_at
 from agent.kube.pull_secrets import secret_names
 from agent.kube.walk import Json
 from agent.kube.walk import mapping as _map
@@ -112,6 +112,8 @@ def parse_nodewarmup(item: Json) -> NodeWarmupView:
         owner_uid=next((_text(o, "uid") for o in _maps(meta, "ownerReferences") if o.get("kind") == "Node"), ""),
         assignment=assignment,
         problem=problem,
+        generation=generation,
+        written_at=written_at(item),
         observed_generation=_whole(status, "observedGeneration"),
         report=_report(item),
         status=status,

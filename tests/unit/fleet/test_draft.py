@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
 from agent.config import SourceRule
@@ -219,6 +220,18 @@ def test_new_leader_knows_what_the_old_one_resolved() -> None:
     assert known.models == {URI: Resolution(value=LLAMA)}
     assert known.images == {IMAGE: Resolution(value=SERVER)}
     assert draft(workload(), known=known).assignments["n1"] == assignment
+
+
+@pytest.mark.parametrize("newest_first", [True, False])
+def test_where_the_old_leader_died_between_two_versions_the_new_one_goes_on_with_the_newer(newest_first: bool) -> None:
+    newer = replace(LLAMA, digest=Digest("sha256:" + "f" * 64))
+    known = replace(KNOWN, models={URI: Resolution(value=newer)})
+    warmups = [
+        NodeWarmupView(name=f"n{n}", assignment=draft(workload(), known=found).assignments["n1"], written_at=at)
+        for n, (found, at) in enumerate([(known, NOW), (KNOWN, NOW - timedelta(seconds=1)), (KNOWN, None)])
+    ]
+    found = from_warmups(warmups if newest_first else reversed(warmups))
+    assert found.models == {URI: Resolution(value=newer)}
 
 
 def test_many_endpoints_want_a_model_for_all_their_windows() -> None:

@@ -16,7 +16,7 @@ from agent.core.errors import Invalid
 from agent.core.latest import Latest
 from agent.core.refs import EndpointKey
 from agent.fleet.ledger import Entry, Ledger, Outcome, ready_windows, settled
-from agent.fleet.ledger_keeper import LedgerKeeper, format_ledger, last_outcomes, parse_ledger
+from agent.fleet.ledger_keeper import NAME, LedgerKeeper, format_ledger, last_outcomes, parse_ledger
 from agent.kube.objects import Condition, NodeView
 from tests.fakes.api_server import DirectApi, FakeApiServer
 from tests.fakes.virtual_time import START, LoopClock, run_virtual
@@ -135,3 +135,29 @@ def test_the_next_leader_knows_what_is_open_and_writes_are_rare() -> None:
         assert following.get().open == cell.get().open
 
     run_virtual(lead())
+
+
+def test_the_late_word_of_the_last_leader_does_not_undo_the_next_one_s() -> None:
+    async def story() -> None:
+        server, opened = FakeApiServer(), {CHAT: (Window(ready_by=START, until=START + timedelta(hours=1)),)}
+        cells = [Latest(Ledger()), Latest(Ledger())]
+        known = settled(Ledger(), opened, [(CHAT, START)], [], START - timedelta(minutes=1))
+        tasks: list[asyncio.Task[None]] = []
+        for cell in cells:
+            keeper = LedgerKeeper(DirectApi(server), cell, namespace="prewarm", clock=LoopClock())
+            await keeper.load()
+            cell.set(settled(known, opened, [(CHAT, START)], [CHAT] * len(tasks), START))
+            tasks.append(asyncio.create_task(keeper.run(), name="ledger"))
+            await asyncio.sleep(100)
+        theirs = server.get(f"/api/v1/namespaces/prewarm/configmaps/{NAME}")
+        cells[0].set(Ledger())
+        await asyncio.sleep(1)
+        assert server.get(f"/api/v1/namespaces/prewarm/configmaps/{NAME}") == theirs
+        cells[1].set(settled(cells[1].get(), opened, [], [], START + timedelta(hours=2)))
+        await asyncio.sleep(1)
+        assert server.get(f"/api/v1/namespaces/prewarm/configmaps/{NAME}") != theirs
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    run_virtual(story())

@@ -22,12 +22,22 @@ PODS = "/api/v1/namespaces/prewarm/pods"
 LABELS = {"endpoint.prewarm.dev/shop.chat": "ready", "prewarm.dev/gpu": "healthy", "pool": "gpu"}
 
 
+class SlowApi(DirectApi):
+    """What is written arrives `slow` seconds after it was sent."""
+
+    slow = 0.0
+
+    async def _ask(self, method: str, path: str, **more: Any) -> dict[str, Any]:
+        await asyncio.sleep(self.slow if method in ("POST", "PATCH") else 0)
+        return await super()._ask(method, path, **more)
+
+
 class Fleet:
     """A fake cluster of nodes with agents, with the sources watching it."""
 
     def __init__(self) -> None:
         self.server = FakeApiServer()
-        self.api = DirectApi(self.server)
+        self.api = SlowApi(self.server)
         self.sources = Sources()
         self.desired: Latest[Mapping[str, Assignment] | None] = Latest(None)
         self.published: Latest[PublishReport] = Latest(PublishReport())
@@ -221,6 +231,71 @@ def test_node_warmup_deleted_just_after_it_was_written_is_made_again_soon() -> N
     run_virtual(story())
 
 
+def test_a_late_word_does_not_follow_that_of_the_next_leader() -> None:
+    async def story() -> None:
+        fleet = Fleet()
+        await fleet.node("n1")
+        fleet.start(publish=True)
+        fleet.desired.set({"n1": assignment("n1", "chat")})
+        await asyncio.sleep(5)
+        fleet.api.slow = 3
+        fleet.desired.set({"n1": assignment("n1", "late")})
+        await asyncio.sleep(1)
+        theirs = {"spec": {"endpoints": [{"namespace": "shop", "name": "theirs"}]}}
+        was = fleet.server.get(f"{WARMUPS}/n1")
+        assert was is not None
+        await fleet.server.put(f"{WARMUPS}/n1", {"metadata": was["metadata"], **theirs})
+        await asyncio.sleep(3)
+        assert stored(fleet, "n1") == ["theirs"]
+        assert set(fleet.published.get().failing) == {"n1"}
+        await asyncio.sleep(3)
+        assert stored(fleet, "n1") == ["late"]  # who leads after all has the last word, at once
+        assert fleet.published.get().failing == {}
+        await fleet.end()
+
+    run_virtual(story())
+
+
+def test_status_written_meanwhile_holds_up_no_plan() -> None:
+    async def story() -> None:
+        fleet = Fleet()
+        await fleet.node("n1")
+        fleet.start(publish=True)
+        fleet.desired.set({"n1": assignment("n1", "chat")})
+        await asyncio.sleep(5)
+        fleet.api.slow = 3
+        fleet.desired.set({"n1": assignment("n1", "search")})
+        await asyncio.sleep(1)
+        was = fleet.server.get(f"{WARMUPS}/n1")
+        assert was is not None
+        await fleet.server.put(f"{WARMUPS}/n1", was | {"status": {"phase": "Warming"}})
+        await asyncio.sleep(3)
+        assert stored(fleet, "n1") == ["search"]
+        await fleet.end()
+
+    run_virtual(story())
+
+
+def test_on_a_slow_api_server_nodes_are_told_the_newest_plan_only() -> None:
+    async def story() -> None:
+        fleet, names = Fleet(), [f"n{n:02}" for n in range(40)]
+        for name in names:
+            await fleet.node(name)
+        fleet.start(publish=True)
+        await asyncio.sleep(1)
+        fleet.api.slow = 2
+        fleet.desired.set({n: assignment(n, "old") for n in names})
+        await asyncio.sleep(3)
+        fleet.desired.set({n: assignment(n, "new") for n in names})
+        await asyncio.sleep(30)
+        assert all(stored(fleet, n) == ["new"] for n in names)
+        assert fleet.server.count("POST") == len(names)
+        assert fleet.patches() == 16  # what was written or under way when the plan changed
+        await fleet.end()
+
+    run_virtual(story())
+
+
 def test_not_ready_node_loses_its_claims_within_a_second() -> None:
     async def story() -> None:
         fleet = Fleet()
@@ -391,6 +466,25 @@ def test_half_of_a_hundred_nodes_failing_at_once_trips_the_brake_and_says_so() -
         assert fleet.claims() & dead == set()
         assert fleet.withdrawn.get().withdrawn_total == 50
         assert brake_alarm(fleet.withdrawn.get(), 0.3, "prewarm") == ()
+        await fleet.end()
+
+    run_virtual(story())
+
+
+def test_a_change_of_leader_lets_go_of_no_brake() -> None:
+    async def story() -> None:
+        fleet = Fleet()
+        for number in range(100):
+            await fleet.node(f"n{number:02}", ready="Unknown" if number % 2 else "True")
+            await fleet.agent(f"n{number:02}")
+        for _ in range(3):
+            fleet.start(withdraw=True)
+            await asyncio.sleep(10)
+            assert len(fleet.claims()) == 70
+            await fleet.end()
+        fleet.start(withdraw=True)
+        await asyncio.sleep(60)
+        assert len(fleet.claims()) == 50
         await fleet.end()
 
     run_virtual(story())

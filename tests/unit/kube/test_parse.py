@@ -220,6 +220,18 @@ def test_nodewarmup_carries_its_assignment() -> None:
     assert [e.key for e in view.assignment.endpoints] == [EndpointKey(namespace="shop", name="chat")]
 
 
+def test_nodewarmup_tells_when_its_spec_was_written() -> None:
+    entries = [
+        {"manager": "prewarm", "time": "2026-03-02T08:00:01Z"},
+        {"manager": "prewarm", "time": "2026-03-02T09:00:00Z", "subresource": "status"},
+        {"manager": "kubectl", "time": "2026-03-02T08:00:07Z", "subresource": ""},
+        {"manager": "odd", "time": 7},
+    ]
+    view = parse_nodewarmup({"metadata": {"name": "n", "generation": 3, "managedFields": entries}, "spec": {}})
+    assert (view.generation, view.written_at) == (3, datetime(2026, 3, 2, 8, 0, 7, tzinfo=UTC))
+    assert parse_nodewarmup({"metadata": {"name": "n", "managedFields": None}, "spec": {}}).written_at is None
+
+
 def test_status_of_a_nodewarmup_changes_nothing_for_the_planner() -> None:
     item = {"metadata": {"name": "n"}, "spec": {"endpoints": []}, "status": {"phase": "Ready"}}
     assert parse_nodewarmup_spec(item) == parse_nodewarmup_spec({**item, "status": {"phase": "Warming"}})
