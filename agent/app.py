@@ -355,6 +355,8 @@ async def compose_planner(process: Process) -> None:
         history_failures=lambda: fleet.history.get().failures,
         kept=lambda: fleet.keeping.get().kept,
         unkept=lambda: fleet.keeping.get().unkept,
+        placeholders=lambda: (fleet.provisioning.get().holding, fleet.provisioning.get().waiting),
+        node_arrival=lambda: fleet.provisioning.get().lead_seconds,
         ended=lambda: {(key, str(outcome)): n for (key, outcome), n in fleet.ledger.get().totals.items()},
     )
     PlannerCollector(state, process.registry)

@@ -296,6 +296,16 @@ class Settings:
     keep_nodes: int = setting(
         20, _whole, "most nodes of due windows that autoscalers are asked to leave alone; 0: none", of="planner"
     )
+    provision_nodes: int = setting(
+        0, _whole, "most nodes at a time that placeholder pods ask for and hold; 0: none (docs/workloads.md)", of="planner"
+    )
+    provision_lead: timedelta = setting(
+        "15m", _duration, "how long a node takes to come, until that has been measured", of="planner"
+    )
+    provision_image: str = setting("registry.k8s.io/pause:3.10", str, "what placeholder pods run", of="planner")
+    provision_namespace: str = setting(
+        "prewarm-placeholders", str, "where placeholder pods are (deploy/provision)", of="planner"
+    )
     leader_elect: bool = setting("true", _flag, "elect one leader among the planner's replicas", of="planner")
 
 

@@ -15,6 +15,7 @@ LABEL_ENDPOINT_NAME = PREFIX + "endpoint"  # on pod templates: the endpoint's na
 LABEL_INJECT = PREFIX + "inject"
 LABEL_CALENDAR = PREFIX + "calendar"  # "true" on ConfigMaps in prewarm's namespace that hold a calendar
 LABEL_RAISED_FROM = PREFIX + "raised-from"  # on autoscalers: the least number of pods before a window raised it
+LABEL_PLACEHOLDER = PREFIX + "placeholder"  # on pods that hold a place: the key of the endpoint it is for
 ANNOTATION_BOOT_ID = PREFIX + "boot-id"
 ANNOTATION_TAINT_LIFTED = PREFIX + "taint-lifted"  # the agent lifted the taint here: it may put it back
 

@@ -62,7 +62,6 @@ _WORDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "layout": ("files", "triton"),
         "predict": ("off", "on", "shadow"),
-        "provision": ("off", "on"),
     }
 )
 _DOWNLOADS_AGAIN = (
@@ -169,6 +168,7 @@ def _read(reader: _Reader, workload: WorkloadView, key: EndpointKey, defaults: D
         memory=reader.value("memory", values.switch, False),
         min_scale=_min_scale(reader, workload),
         replicas=reader.value("replicas", values.replicas, DEFAULT_REPLICAS),
+        provision=reader.value("provision", values.switch, False),
         priority=reader.value("priority", values.priority, DEFAULT_PRIORITY),
         gpus=_gpus(workload.spec),
         container=reader.value("container", lambda text: _container(text, workload.spec), workload.serving),

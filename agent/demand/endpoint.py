@@ -60,6 +60,7 @@ class Endpoint:
     memory: bool = False  # also keep the weights in page cache during windows
     min_scale: MinScale = MinScale.OFF
     replicas: int = DEFAULT_REPLICAS  # pods that a window needs
+    provision: bool = False  # bring up the nodes that a window lacks
     priority: int = DEFAULT_PRIORITY
     gpus: int = 0  # what one pod needs at a time
     container: str = ""  # the serving container, "" to find it

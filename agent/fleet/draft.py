@@ -26,6 +26,7 @@ from agent.fleet.feasible import Outlook, miss_note, outlook
 from agent.fleet.holidays import keepers, soften_notes, without_softened
 from agent.fleet.loads import Loads
 from agent.fleet.placement import place
+from agent.fleet.provision import Provision, preferring, provisions
 from agent.fleet.resolutions import Resolutions
 from agent.fleet.scale import Scaling, scalings
 from agent.fleet.yields import node_yields, slow_notes
@@ -48,7 +49,7 @@ _CROWDED = (
 class FleetState:
     """Everything a plan rests on. `handlers` maps RuntimeClass names to what the container runtime calls them.
 
-    `heard` are the nodes whose agents are Ready.
+    `heard` are the nodes whose agents are Ready, `held` those that placeholders hold for an endpoint.
     """
 
     workloads: tuple[WorkloadView, ...] = ()
@@ -58,6 +59,7 @@ class FleetState:
     resolutions: Resolutions = field(default_factory=Resolutions)
     calendars: tuple[ConfigMapView, ...] = ()
     heard: frozenset[str] = frozenset()
+    held: Mapping[EndpointKey, frozenset[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +78,7 @@ class Draft:
     misses: Mapping[EndpointKey, timedelta] = field(default_factory=dict)  # by how much next windows will be late
     slow_nodes: frozenset[str] = frozenset()
     scalings: tuple[Scaling, ...] = ()
+    provisions: tuple[Provision, ...] = ()
     wake_at: datetime | None = None  # when the same state would give another plan
 
 
@@ -116,7 +119,9 @@ class Drafter:
         }
         yields = node_yields(state.nodes, state.warmups, state.heard)
         loads = Loads(wants, yields, now)
-        placement = place([e for e in endpoints if e.key in wants], state.nodes, previous, loads)
+        placement = place(
+            [e for e in endpoints if e.key in wants], state.nodes, preferring(previous, state.held), loads
+        )
         where = {e.key: e.workload for e in endpoints}
         told |= {_tell(where[k], "Unplaceable", reason) for k, reason in placement.unplaced.items()}
         fitting = self._fit(placement.assigned)
@@ -130,6 +135,8 @@ class Drafter:
         told |= set(self._softened(endpoints, live))
         ahead = outlook({node: wants for node, wants in assigned.items() if node in live}, yields, now)
         told |= set(slow_notes(state.nodes, yields)) | set(self._misses(endpoints, live, ahead))
+        used = frozenset(r.key for w, r in self._readings.values() if r.key and w.running)
+        dated = {key: each.windows for key, each in self._windows.items()}
         return Draft(
             assignments={node: Assignment(node=node, endpoints=found) for node, found in assigned.items()},
             announcements=frozenset(told),
@@ -138,11 +145,12 @@ class Drafter:
             pulls=_pulls(endpoints),
             endpoints=len(endpoints),
             declared=tuple(endpoints),
-            windows={key: dated.windows for key, dated in self._windows.items()},
-            used=frozenset(r.key for w, r in self._readings.values() if r.key and w.running),
+            windows=dated,
+            used=used,
             misses={key: some[0].late.by for key, some in ahead.misses.items()},
             slow_nodes=frozenset(name for name, found in yields.items() if found.slow),
-            scalings=scalings(endpoints, {key: dated.windows for key, dated in self._windows.items()}),
+            scalings=scalings(endpoints, dated),
+            provisions=provisions(endpoints, wants, dated, used, yields),
             wake_at=min(
                 [d.until for d in self._windows.values()]
                 + [w.ready_by for d in self._windows.values() for w in d.windows[:2] if w.ready_by > now]

@@ -13,6 +13,7 @@ from datetime import timedelta
 from agent.config import Settings
 from agent.core.clock import Clock
 from agent.core.latest import Latest, Signal
+from agent.core.names import LABEL_PLACEHOLDER
 from agent.core.refs import ImageRef, ModelUri
 from agent.core.service import Relay, Service, forever
 from agent.demand.endpoint import DemandDefaults
@@ -22,6 +23,7 @@ from agent.fleet.keeper import Keeper, KeepReport
 from agent.fleet.ledger import Ledger
 from agent.fleet.ledger_keeper import LedgerKeeper
 from agent.fleet.planner import Forecast, Planner, Plans
+from agent.fleet.provisioner import Provisioner, ProvisionLimits, ProvisionReport
 from agent.fleet.publish import Publisher, PublishReport
 from agent.fleet.resolutions import ImageResolver, ModelResolver, ResolvedModel, from_warmups
 from agent.fleet.resolve import Resolver
@@ -31,7 +33,9 @@ from agent.fleet.withdraw import Withdrawer, WithdrawReport, brake_alarm
 from agent.kube.api import KubeApi
 from agent.kube.events import Announcement, EventWriter
 from agent.kube.lease import LeaderElector
+from agent.kube.placeholders import PLACEHOLDERS
 from agent.kube.pull_secrets import PullSecrets
+from agent.kube.watch import Selection, Watch
 
 _LEASE = "prewarm-planner"
 
@@ -58,6 +62,7 @@ class Fleet:
         self.ledger: Latest[Ledger] = Latest(Ledger())
         self.history: Latest[HistoryReport] = Latest(HistoryReport())
         self.keeping: Latest[KeepReport] = Latest(KeepReport())
+        self.provisioning: Latest[ProvisionReport] = Latest(ProvisionReport())
         self.leading: Latest[bool] = Latest(False)
         self._api, self._settings, self._identity, self._clock = api, settings, identity, clock
         self._models, self._images = models, images
@@ -105,6 +110,7 @@ class Fleet:
             self.publishing.set(replace(self.publishing.get(), failing={}))
             self.forecast.set(Forecast())
             self.keeping.set(KeepReport())
+            self.provisioning.set(ProvisionReport())
 
     def _services(self, sources: Sources, swept: asyncio.Event) -> list[Service]:
         s, clock = self._settings, self._clock
@@ -149,12 +155,26 @@ class Fleet:
             history,
             self._events(history.refused),
             *self._scaling(plans),
+            *self._provisioning(sources, plans),
         ]
 
     def _scaling(self, plans: Plans) -> list[Service]:
         """Return what raises minimum scales, and what says so in Events."""
         said: Latest[Collection[Announcement]] = Latest(())
         return [Scaler(self._api, plans.scalings, said, clock=self._clock), self._events(said)]
+
+    def _provisioning(self, sources: Sources, plans: Plans) -> list[Service]:
+        """Return what brings up nodes for windows, and what says so in Events."""
+        s, clock, said = self._settings, self._clock, Latest[Collection[Announcement]](())
+        limits = ProvisionLimits(
+            nodes=s.provision_nodes, lead=s.provision_lead, image=s.provision_image, namespace=s.provision_namespace
+        )
+        provisioner = Provisioner(
+            self._api, sources, plans.provisions, said, self.provisioning, clock=clock, limits=limits
+        )
+        select = Selection(namespace=limits.namespace, labels=LABEL_PLACEHOLDER)
+        seen = Watch(self._api, PLACEHOLDERS, sources.placeholders, clock=clock, select=select)
+        return [provisioner, self._events(said), *([seen] if limits.nodes else [])]
 
     def _brake_alarm(self) -> list[Service]:
         """Return what says so in an Event while the brake holds."""

@@ -16,6 +16,7 @@ from agent.core.refs import EndpointKey, ImageRef, ModelUri
 from agent.demand.endpoint import Endpoint
 from agent.fleet.draft import Draft, Drafter
 from agent.fleet.ledger import Ledger, ready_windows, settled
+from agent.fleet.provision import Provision
 from agent.fleet.resolutions import Resolution, Resolutions, ResolvedModel
 from agent.fleet.scale import Scaling
 from agent.fleet.sources import Sources
@@ -48,6 +49,7 @@ class Plans:
     desired: Latest[Mapping[str, Assignment] | None] = field(default_factory=lambda: Latest(None))
     standing: Latest[Collection[Announcement]] = field(default_factory=lambda: Latest(frozenset()))
     scalings: Latest[tuple[Scaling, ...] | None] = field(default_factory=lambda: Latest(None))
+    provisions: Latest[tuple[Provision, ...] | None] = field(default_factory=lambda: Latest(None))
     forecast: Latest[Forecast] = field(default_factory=lambda: Latest(Forecast()))
     ledger: Latest[Ledger] = field(default_factory=lambda: Latest(Ledger()))
     endpoints: Latest[tuple[Endpoint, ...] | None] = field(default_factory=lambda: Latest(None))
@@ -116,6 +118,7 @@ class Planner:
         self._plans.image_wants.set(draft.images)
         self._plans.standing.set(draft.announcements)
         self._plans.scalings.set(draft.scalings)
+        self._plans.provisions.set(draft.provisions)
         self._plans.forecast.set(Forecast(late=draft.misses, slow_nodes=len(draft.slow_nodes)))
         self._plans.endpoints.set(draft.declared)
         self._plans.desired.set(draft.assignments)

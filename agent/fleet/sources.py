@@ -10,9 +10,11 @@ from agent.core.latest import Latest, Signal
 from agent.core.names import LABEL_CALENDAR, PREFIX
 from agent.fleet.draft import FleetState
 from agent.fleet.families import whole
+from agent.fleet.provision import held
 from agent.fleet.resolutions import Resolutions
 from agent.kube.api import KubeApi
 from agent.kube.objects import ConfigMapView, NodeView, NodeWarmupView, PodView, RuntimeClassView, WorkloadView
+from agent.kube.placeholders import PlaceholderView
 from agent.kube.resources import (
     CONFIGMAPS,
     DEPLOYMENTS,
@@ -33,7 +35,7 @@ AGENT_LABELS = "app.kubernetes.io/name=prewarm,app.kubernetes.io/component=agent
 
 
 class Sources:
-    """The cells. `agents` are the pods of the agent's DaemonSet."""
+    """The cells. `agents` are the pods of the agent's DaemonSet; no plan waits for `placeholders`, which may be nobody's to make."""
 
     def __init__(self) -> None:
         self.workloads: Mapping[str, Latest[Listing[WorkloadView]]] = {
@@ -44,6 +46,7 @@ class Sources:
         self.runtime_classes: Latest[Listing[RuntimeClassView]] = Latest(Listing())
         self.calendars: Latest[Listing[ConfigMapView]] = Latest(Listing())
         self.agents: Latest[Listing[PodView]] = Latest(Listing())
+        self.placeholders: Latest[Listing[PlaceholderView]] = Latest(Listing())
 
     @property
     def synced(self) -> bool:
@@ -57,12 +60,12 @@ class Sources:
 
     def attach(self, signal: Signal) -> None:
         """Have `signal` fired by every change that a plan rests on."""
-        for cell in self._planned():
+        for cell in (*self._planned(), self.placeholders):
             cell.attach(signal)
 
     def detach(self, signal: Signal) -> None:
         """Undo `attach`."""
-        for cell in self._planned():
+        for cell in (*self._planned(), self.placeholders):
             cell.detach(signal)
 
     def state(self, resolutions: Resolutions) -> FleetState:
@@ -75,6 +78,7 @@ class Sources:
             resolutions=resolutions,
             calendars=tuple(self.calendars.get().items.values()),
             heard=frozenset(p.node for p in self.agents.get().items.values() if _is_ready(p)),
+            held=held(self.placeholders.get().items.values()),
         )
 
     def _planned(self) -> tuple[Latest[Any], ...]:

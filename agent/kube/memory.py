@@ -1,4 +1,4 @@
-"""Memory as the API server counts it: quantities, what a pod requests, and what the pods of a node request together. Pure."""
+"""What pods request, as the scheduler counts it: quantities, a pod, and the memory of a node's pods together. Pure."""
 
 from __future__ import annotations
 
@@ -20,29 +20,20 @@ _FACTORS = {"": Decimal(1), "m": Decimal("0.001"), "k": Decimal(1000), "Ki": Dec
 
 def parse_quantity(value: object) -> int:
     """Return a Kubernetes quantity in whole units, rounded up as the scheduler does; 0 for what is none."""
-    found = _QUANTITY.fullmatch(str(value))
-    if not found:
-        return 0
-    number = Decimal(found[1]) * Decimal(10) ** int(found[2] or 0) * _FACTORS[found[3] or ""]
-    return int(number.to_integral_value(rounding="ROUND_CEILING"))
+    return _up(_exact(value))
 
 
 def pod_memory_request(spec: Json) -> int:
-    """Return what the scheduler counts for a pod, in bytes.
+    """Return what the scheduler counts for a pod, in bytes: the overhead of the runtime comes on top."""
+    return _up(_requested(spec, "memory")) + parse_quantity(_map(spec, "overhead").get("memory", 0))
 
-    Containers and sidecars together, or an init container with the sidecars started before it if that is more; a request of
-    the whole pod counts instead; the overhead of the runtime on top (KEP-753, KEP-2837).
-    """
-    sidecars = most = 0
-    for item in _maps(spec, "initContainers"):
-        if item.get("restartPolicy") == "Always":
-            sidecars += _request(item)
-            most = max(most, sidecars)
-        else:
-            most = max(most, sidecars + _request(item))
-    usual = sidecars + sum(_request(item) for item in _maps(spec, "containers"))
-    whole = _request(spec)
-    return (whole or max(most, usual)) + parse_quantity(_map(spec, "overhead").get("memory", 0))
+
+def pod_requests(spec: Json) -> Mapping[str, str]:
+    """Return what a pod requests of each resource, as quantities; the overhead of its runtime is the API server's to add."""
+    items: list[Json] = [spec, *_maps(spec, "initContainers"), *_maps(spec, "containers")]
+    asked = {name for item in items for each in _map(item, "resources").values() if isinstance(each, dict) for name in each}
+    found = {name: _requested(spec, name) for name in sorted(asked)}
+    return {name: f"{_up(n * 1000)}m" if name == "cpu" else str(_up(n)) for name, n in found.items() if n}
 
 
 def memory_requests(node: NodeView | None, pods: Iterable[PodView]) -> tuple[int, int] | None:
@@ -52,10 +43,38 @@ def memory_requests(node: NodeView | None, pods: Iterable[PodView]) -> tuple[int
     return (allocatable, sum(p.memory_request_bytes for p in running)) if allocatable else None
 
 
-def _request(item: Json) -> int:
+def _requested(spec: Json, resource: str) -> Decimal:
+    """Return what the scheduler counts of one resource, without overhead.
+
+    Containers and sidecars together, or an init container with the sidecars started before it if that is more; a request of
+    the whole pod counts instead (KEP-753, KEP-2837).
+    """
+    sidecars = most = Decimal(0)
+    for item in _maps(spec, "initContainers"):
+        if item.get("restartPolicy") == "Always":
+            sidecars += _request(item, resource)
+            most = max(most, sidecars)
+        else:
+            most = max(most, sidecars + _request(item, resource))
+    usual = sidecars + sum((_request(item, resource) for item in _maps(spec, "containers")), Decimal(0))
+    return _request(spec, resource) or max(most, usual)
+
+
+def _request(item: Json, resource: str) -> Decimal:
     resources = _map(item, "resources")
-    asked = _map(resources, "requests").get("memory")
-    return parse_quantity(_map(resources, "limits").get("memory", 0) if asked is None else asked)
+    asked = _map(resources, "requests").get(resource)
+    return _exact(_map(resources, "limits").get(resource, 0) if asked is None else asked)
+
+
+def _exact(value: object) -> Decimal:
+    found = _QUANTITY.fullmatch(str(value))
+    if not found:
+        return Decimal(0)
+    return Decimal(found[1]) * Decimal(10) ** int(found[2] or 0) * _FACTORS[found[3] or ""]
+
+
+def _up(number: Decimal) -> int:
+    return int(number.to_integral_value(rounding="ROUND_CEILING"))
 
 
 def _map(item: Json, key: str) -> Json:

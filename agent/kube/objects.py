@@ -48,6 +48,7 @@ class NodeView:
     allocatable: Mapping[str, str] = field(default_factory=dict)
     boot_id: str = ""
     kept: bool = False  # KEEP_MANAGER asks autoscalers to leave it
+    created: datetime | None = None
     deleting: bool = False
 
     @property
@@ -111,6 +112,7 @@ class PodSpecView:
     runtime_class: str = ""
     service_account: str = "default"
     pull_secrets: tuple[str, ...] = ()
+    requests: Mapping[str, str] = field(default_factory=dict)  # of a whole pod, without its runtime's overhead
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

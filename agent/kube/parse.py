@@ -14,7 +14,7 @@ from agent.core.assignment_json import parse_assignment
 from agent.core.errors import Invalid
 from agent.core.inventory import ImageLevel, ModelLevel
 from agent.core.names import KEEP_ANNOTATIONS, KEEP_MANAGER
-from agent.kube.memory import pod_memory_request
+from agent.kube.memory import pod_memory_request, pod_requests
 from agent.kube.objects import (
     BinaryView,
     Condition,
@@ -68,6 +68,7 @@ def parse_node(item: Json) -> NodeView:
         allocatable=_texts(status, "allocatable"),
         boot_id=_text(_map(status, "nodeInfo"), "bootID"),
         kept=any(applies(item, KEEP_MANAGER, "metadata", "annotations", key) for key in KEEP_ANNOTATIONS),
+        created=_time(meta, "creationTimestamp"),
         deleting="deletionTimestamp" in meta,
     )
 
@@ -246,6 +247,7 @@ def parse_pod_spec(spec: Json) -> PodSpecView:
         runtime_class=_text(spec, "runtimeClassName"),
         service_account=_text(spec, "serviceAccountName") or "default",
         pull_secrets=secret_names(spec),
+        requests=pod_requests(spec),
     )
 
 

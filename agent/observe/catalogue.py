@@ -146,6 +146,13 @@ UNKEPT = _gauge(
     "prewarm_planner_unkept_nodes",
     "Nodes of due windows that they are not: more than keep_nodes, set by others, a failed write",
 )
+PLACEHOLDERS = _gauge(
+    "prewarm_planner_placeholders", "Placeholder pods that hold a place, and that wait for a node to come", "state"
+)
+NODE_ARRIVAL = _gauge(
+    "prewarm_planner_node_arrival_seconds",
+    "How long a node is reckoned to take until pods run there: what nine in ten took, or provision_lead",
+)
 WINDOWS_ENDED = _counter(
     "prewarm_planner_windows_total",
     "Windows that have ended: hit (ready in time, used), late, unused, missed",
@@ -166,8 +173,8 @@ FED = (COLD_START_TOTAL, IMAGE_PULL, MODEL_LOAD, PULL_TRANSFER, PULLED_BYTES, IM
 READ = (ENDPOINT_READY, MODEL_BYTES, COMMITTED_BYTES, RESIDENT_BYTES, IMAGES, PINNED, MODELS, GPU_VERDICT, GPUS, GPU_STATE, GPU_REASON,
         STORE_USED, STORE_FREE, STORE_CAPACITY, SCRUBBED, BAD_PARTS, REPAIRS, SCRUB_AGE, MEMORY_HELD, MEMORY_BUDGET, HEARTBEAT_AGE, BUILD, HYDRATION_RATE,
         HYDRATION_QUEUE, HYDRATION_ETA, PARTS, SOURCE_BYTES)  # fmt: skip
-PLANNER = (LEADING, HELD, BRAKED, WITHDRAWN, PUBLISHED, UNPUBLISHED, SLOW_NODES, KEPT, UNKEPT, WINDOW_LATE_AHEAD, WINDOWS_ENDED,
-           HISTORY_ENDPOINTS, HISTORY_KNOWN, HISTORY_WRITTEN, HISTORY_FAILURES)  # fmt: skip
+PLANNER = (LEADING, HELD, BRAKED, WITHDRAWN, PUBLISHED, UNPUBLISHED, SLOW_NODES, KEPT, UNKEPT, PLACEHOLDERS,
+           NODE_ARRIVAL, WINDOW_LATE_AHEAD, WINDOWS_ENDED, HISTORY_ENDPOINTS, HISTORY_KNOWN, HISTORY_WRITTEN, HISTORY_FAILURES)  # fmt: skip
 CATALOGUE: tuple[Metric, ...] = FED + READ + PLANNER
 # What a person looks at first.
 FIRST = (COLD_START_TOTAL, IMAGE_PULL, MODEL_LOAD, HYDRATION, HYDRATED_BYTES, WINDOW_LATENESS, WINDOWS_MISSED, ENDPOINT_READY,

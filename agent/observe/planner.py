@@ -31,6 +31,8 @@ class PlannerState:
     slow: Callable[[], int] = int
     kept: Callable[[], int] = int
     unkept: Callable[[], int] = int
+    placeholders: Callable[[], tuple[int, int]] = lambda: (0, 0)  # that hold a place, that wait for a node
+    node_arrival: Callable[[], float] = float
     ended: Callable[[], Mapping[tuple[EndpointKey, str], int]] = dict
     histories: Callable[[], int] = int
     history_known: Callable[[], float] = float
@@ -57,6 +59,13 @@ class PlannerCollector(Collector):
         yield _family(catalogue.SLOW_NODES, state.slow())
         yield _family(catalogue.KEPT, state.kept())
         yield _family(catalogue.UNKEPT, state.unkept())
+        placed = catalogue.PLACEHOLDERS
+        placeholders = GaugeMetricFamily(placed.name, placed.help, labels=placed.labels)
+        for word, count in zip(("holding", "waiting"), state.placeholders(), strict=True):
+            placeholders.add_metric((word,), count)
+        yield placeholders
+        if seconds := state.node_arrival():
+            yield _family(catalogue.NODE_ARRIVAL, seconds)
         late = catalogue.WINDOW_LATE_AHEAD
         ahead = GaugeMetricFamily(late.name, late.help, labels=late.labels)
         for key, by in state.late().items():

@@ -9,16 +9,20 @@ from typing import Any
 
 import yaml
 
+from agent.config import Settings
 from agent.core import names
 from agent.core.inventory import GpuVerdict
 from agent.demand.history_shards import SHARDS
+from agent.fleet.arrivals import NAME
 from agent.fleet.history_store import shard_name
+from agent.kube.placeholders import PRIORITY_CLASS
 from agent.kube.scalers import SCALERS
 from agent.node.readiness import readiness
 from tests.fakes.virtual_time import START
 from tests.unit.node.making import assigned, warm
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
+POLICIES = ("policies/agent.yaml", "policies/planner.yaml", "provision/provision.yaml")
 Grant = tuple[str, str, str, str]  # role, resource with its group, names ("" for any), verb
 
 # Each line with the code that needs it. A change here is a change of what a stolen token can do: say why in the review.
@@ -63,8 +67,8 @@ def documents(*files: str) -> Iterator[dict[str, Any]]:
         yield from yaml.safe_load_all((DEPLOY / file).read_text())
 
 
-def grants() -> Iterator[tuple[tuple[str, str, str], str]]:
-    for role in documents("rbac.yaml"):
+def grants(file: str = "rbac.yaml") -> Iterator[tuple[tuple[str, str, str], str]]:
+    for role in documents(file):
         for rule in role.get("rules", []):
             for group in rule["apiGroups"]:
                 for resource in rule["resources"]:
@@ -73,13 +77,32 @@ def grants() -> Iterator[tuple[tuple[str, str, str], str]]:
 
 
 def policies() -> dict[str, dict[str, Any]]:
-    found = documents("policies/agent.yaml", "policies/planner.yaml")
+    found = documents(*POLICIES)
     return {p["metadata"]["name"]: p["spec"] for p in found if p["kind"] == "ValidatingAdmissionPolicy"}
 
 
 def test_the_roles_grant_exactly_what_the_code_uses() -> None:
     assert dict(grants()) == GRANTED
     assert len(list(grants())) == len(GRANTED)
+
+
+def test_what_provisioning_needs_is_granted_beside_and_no_more() -> None:
+    assert dict(grants("provision/provision.yaml")) == {
+        ("Role/prewarm-planner-provision", "pods", ""): "list watch create delete",  # kube/watch, fleet/provisioner
+        ("Role/prewarm-planner-provision", "configmaps", NAME): "get patch",  # fleet/arrivals
+        ("ClusterRole/prewarm-planner-provision", "scheduling.k8s.io/priorityclasses", PRIORITY_CLASS): "get",
+    }
+    found = {d["kind"]: d for d in documents("provision/provision.yaml")}
+    settings = Settings()
+    assert settings.provision_nodes == 0
+    assert found["Role"]["metadata"]["namespace"] == settings.provision_namespace == found["Namespace"]["metadata"]["name"]
+    assert found["Namespace"]["metadata"]["labels"] == {"pod-security.kubernetes.io/enforce": "restricted"}
+    assert (found["ConfigMap"]["metadata"]["name"], "data" in found["ConfigMap"]) == (NAME, False)
+    made = found["PriorityClass"]
+    assert (made["metadata"]["name"], made["value"], made["preemptionPolicy"]) == (PRIORITY_CLASS, -10, "Never")
+    assert re.search(r"\(ledger\|arrivals\|", str(policies()["prewarm-planner-configmaps"]))
+    assert f"'{names.LABEL_PLACEHOLDER}' in" in str(policies()["prewarm-planner-pods"])
+    assert f"== '{PRIORITY_CLASS}'" in str(policies()["prewarm-planner-pods"])
 
 
 def test_each_account_is_bound_to_its_roles_alone() -> None:
@@ -95,7 +118,7 @@ def test_each_account_is_bound_to_its_roles_alone() -> None:
 
 
 def test_every_policy_denies_and_concerns_one_account() -> None:
-    bindings = [d for d in documents("policies/agent.yaml", "policies/planner.yaml") if d["kind"].endswith("Binding")]
+    bindings = [d for d in documents(*POLICIES) if d["kind"].endswith("Binding")]
     assert {b["spec"]["policyName"]: b["spec"]["validationActions"] for b in bindings} == {
         p: ["Deny"] for p in policies()
     }

@@ -63,7 +63,8 @@ GOOD: list[tuple[str, str, str, object]] = [
     ("min-scale", "recommend", "min_scale", MinScale.RECOMMEND),
     ("min-scale", " apply ", "min_scale", MinScale.APPLY),
     ("replicas", "12", "replicas", 12),
-    ("provision", "off", "nodes", 1),
+    ("provision", "off", "provision", False),
+    ("provision", "on", "provision", True),
     ("priority", "0", "priority", 0),
     ("priority", "1000", "priority", 1000),
     ("container", "proxy", "container", "proxy"),
@@ -175,7 +176,6 @@ def test_a_bad_value_makes_the_endpoint_invalid_and_is_told(key: str, text: str,
         ("layout", "triton"),
         ("predict", "on"),
         ("predict", "shadow"),
-        ("provision", "on"),
     ],
 )
 def test_what_this_version_cannot_do_is_told_and_the_rest_works(key: str, text: str) -> None:
@@ -233,11 +233,11 @@ def test_only_unknown_keys_make_no_endpoint_but_are_reported() -> None:
 
 
 def test_all_mistakes_are_told_at_once() -> None:
-    reading = read({"window": "x", "nodes": "y", "schedule": "z", "provision": "on", "foo": ""})
+    reading = read({"window": "x", "nodes": "y", "schedule": "z", "layout": "triton", "foo": ""})
     assert sorted((p.annotation, str(p.kind)) for p in reading.problems) == [
         ("prewarm.dev/foo", "UnknownKey"),
+        ("prewarm.dev/layout", "NotSupported"),
         ("prewarm.dev/nodes", "Invalid"),
-        ("prewarm.dev/provision", "NotSupported"),
         ("prewarm.dev/schedule", "Invalid"),
         ("prewarm.dev/window", "Invalid"),
     ]

@@ -30,6 +30,7 @@ from agent.kube.objects import (
     PodSpecView,
     WorkloadView,
 )
+from agent.kube.placeholders import Shape
 from agent.kube.pull_secrets import PullFor
 
 NOW = datetime(2026, 3, 2, 8, 0, tzinfo=UTC)
@@ -334,3 +335,41 @@ def test_whose_pull_secrets_count_for_an_image_goes_with_it() -> None:
         PullFor(namespace="shop", service_account="robot", secrets=("regcred",)),
     ]
     assert found.pulls == {IMAGE: tuple(users)}
+
+
+def provisioned(**more: str) -> WorkloadView:
+    """A workload that asks for nodes, with constraints of its own and of ours."""
+    spec = PodSpecView(
+        containers=(ContainerView(name="server", image="registry.bed/server:1"),),
+        node_selector={"pool": "gpu", "prewarm.dev/gpu": "healthy"},
+        runtime_class="nvidia",
+        requests={"nvidia.com/gpu": "1"},
+    )
+    return replace(workload(provision="on", **more), spec=spec)
+
+
+def test_what_asks_for_nodes_does_so_with_its_own_constraints_and_none_of_ours() -> None:
+    (found,) = draft(provisioned(nodes="2"), workload("other")).provisions
+    assert (found.key, found.nodes, found.running) == (CHAT, 2, False)
+    assert found.shape == Shape(
+        selector=(("pool", "gpu"),), requests={"nvidia.com/gpu": "1"}, runtime_class="nvidia"
+    )
+    assert found.warming == timedelta(minutes=1)  # 2 GB of image, assumed, at 100 MB/s
+    assert found.windows[0].ready_by == NOW + timedelta(minutes=55)
+    assert draft(replace(provisioned(), running=True)).provisions[0].running
+    assert draft(provisioned(nodes="all")).provisions[0].nodes == 1
+
+
+def test_an_endpoint_goes_to_the_node_that_is_held_for_it_and_stays_there() -> None:
+    nodes = tuple(f"n{n}" for n in range(6))
+    (first,) = placed(draft(workload(), nodes=nodes))
+    other = next(n for n in nodes if n != first)
+    state = FleetState(workloads=(workload(),), nodes=tuple(map(node, nodes)), resolutions=KNOWN)
+    holding = Drafter(DEFAULTS).draft(replace(state, held={CHAT: frozenset({other})}), NOW)
+    assert placed(holding) == [other]
+    written = {n: NodeWarmupView(name=n, assignment=a) for n, a in holding.assignments.items()}
+    assert placed(Drafter(DEFAULTS).draft(replace(state, warmups=written), NOW)) == [other]
+
+
+def placed(found: Draft) -> list[str]:
+    return [name for name, a in found.assignments.items() if a.endpoints]

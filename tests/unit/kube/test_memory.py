@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from agent.kube.memory import memory_requests, parse_quantity, pod_memory_request
+from agent.kube.memory import memory_requests, parse_quantity, pod_memory_request, pod_requests
 from agent.kube.objects import NodeView, PodView
 
 Mi = 1 << 20
@@ -69,3 +69,17 @@ def test_ended_pods_request_nothing_and_a_node_that_says_nothing_leaves_it_open(
     assert memory_requests(NodeView(name="n", allocatable={"memory": "1Ki"}), pods) == (1024, 100)
     assert memory_requests(NodeView(name="n"), pods) is None
     assert memory_requests(None, pods) is None
+
+
+def test_a_pod_requests_each_resource_by_itself() -> None:
+    server = {"requests": {"cpu": "1.5", "memory": "1Gi"}, "limits": {"nvidia.com/gpu": "2", "cpu": 4}}
+    sidecar = {"requests": {"cpu": "250m"}}
+    setup = {"requests": {"memory": "2Gi", "cpu": "100m"}}
+    spec = {
+        "containers": [{"resources": server}, {"resources": {"limits": {"nvidia.com/gpu": 1}, "claims": [{"name": "x"}]}}],
+        "initContainers": [{"resources": sidecar, "restartPolicy": "Always"}, {"resources": setup}],
+        "overhead": {"cpu": "1"},
+    }
+    assert pod_requests(spec) == {"cpu": "1750m", "memory": str(2 << 30), "nvidia.com/gpu": "3"}
+    assert pod_requests(spec | {"resources": {"requests": {"cpu": "3"}}})["cpu"] == "3000m"
+    assert pod_requests({"containers": [{"resources": {"requests": {"cpu": "x", "memory": None}}}, 3]}) == {}
