@@ -297,7 +297,10 @@ class Settings:
         20, _whole, "most nodes of due windows that autoscalers are asked to leave alone; 0: none", of="planner"
     )
     provision_nodes: int = setting(
-        0, _whole, "most nodes at a time that placeholder pods ask for and hold; 0: none (docs/workloads.md)", of="planner"
+        0,
+        _whole,
+        "most nodes at a time that placeholder pods ask for and hold; 0: none (docs/workloads.md)",
+        of="planner",
     )
     provision_lead: timedelta = setting(
         "15m", _duration, "how long a node takes to come, until that has been measured", of="planner"

@@ -81,7 +81,11 @@ def provisions(
 ) -> tuple[Provision, ...]:
     """Return the endpoints that ask for nodes; what no node at all could match asks for none."""
     asking = [e for e in endpoints if e.provision]
-    pace = median([y.bytes_per_second for y in yields.values() if y.measured] or [ASSUMED_BYTES_PER_SECOND]) if asking else 0
+    pace = (
+        median([y.bytes_per_second for y in yields.values() if y.measured] or [ASSUMED_BYTES_PER_SECOND])
+        if asking
+        else 0
+    )
     found = []
     for endpoint in asking:
         needs, want = Needs.of(endpoint.spec, endpoint.gpus), wants.get(endpoint.key)

@@ -31,7 +31,9 @@ def pod_memory_request(spec: Json) -> int:
 def pod_requests(spec: Json) -> Mapping[str, str]:
     """Return what a pod requests of each resource, as quantities; the overhead of its runtime is the API server's to add."""
     items: list[Json] = [spec, *_maps(spec, "initContainers"), *_maps(spec, "containers")]
-    asked = {name for item in items for each in _map(item, "resources").values() if isinstance(each, dict) for name in each}
+    asked = {
+        name for item in items for each in _map(item, "resources").values() if isinstance(each, dict) for name in each
+    }
     found = {name: _requested(spec, name) for name in sorted(asked)}
     return {name: f"{_up(n * 1000)}m" if name == "cpu" else str(_up(n)) for name, n in found.items() if n}
 

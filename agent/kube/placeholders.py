@@ -202,5 +202,10 @@ def _term(requirements: Iterable[NodeRequirement]) -> dict[str, Any]:
 
 
 def _toleration(toleration: Toleration) -> dict[str, str]:
-    parts = {"key": toleration.key, "operator": toleration.operator, "value": toleration.value, "effect": toleration.effect}
+    parts = {
+        "key": toleration.key,
+        "operator": toleration.operator,
+        "value": toleration.value,
+        "effect": toleration.effect,
+    }
     return {word: value for word, value in parts.items() if value}

@@ -82,12 +82,16 @@ def test_a_placeholder_waits_for_a_node_holds_it_and_makes_way_within_five_secon
     for name, where in (("late", "full"), ("nowhere", "none")):
         make(bed, namespace, name, where, starts_at)
 
-    wait_until(lambda: set(placeholders(bed)) == {f"{namespace}.late", f"{namespace}.nowhere"}, 60, "nodes are asked for")
+    wait_until(
+        lambda: set(placeholders(bed)) == {f"{namespace}.late", f"{namespace}.nowhere"}, 60, "nodes are asked for"
+    )
     wait_until(lambda: "Provisioning" in reasons(bed, namespace, "late"), 60, "that is told")
     assert node_of(placeholders(bed)[f"{namespace}.late"]) == ""
     bed.api.delete(f"/api/v1/namespaces/{namespace}/pods/filler")  # as good as a node that comes
     wait_until(lambda: node_of(placeholders(bed).get(f"{namespace}.late", {})) == pool, 60, "the node is held")
-    wait_until(lambda: phase(bed, SPACE, placeholders(bed)[f"{namespace}.late"]["metadata"]["name"]) == "Running", 60, "up")
+    wait_until(
+        lambda: phase(bed, SPACE, placeholders(bed)[f"{namespace}.late"]["metadata"]["name"]) == "Running", 60, "up"
+    )
 
     starts = Starts(bed, namespace)
     time.sleep(1)  # for the watch to stand

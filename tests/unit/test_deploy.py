@@ -95,7 +95,9 @@ def test_what_provisioning_needs_is_granted_beside_and_no_more() -> None:
     found = {d["kind"]: d for d in documents("provision/provision.yaml")}
     settings = Settings()
     assert settings.provision_nodes == 0
-    assert found["Role"]["metadata"]["namespace"] == settings.provision_namespace == found["Namespace"]["metadata"]["name"]
+    assert (
+        found["Role"]["metadata"]["namespace"] == settings.provision_namespace == found["Namespace"]["metadata"]["name"]
+    )
     assert found["Namespace"]["metadata"]["labels"] == {"pod-security.kubernetes.io/enforce": "restricted"}
     assert (found["ConfigMap"]["metadata"]["name"], "data" in found["ConfigMap"]) == (NAME, False)
     made = found["PriorityClass"]
@@ -118,7 +120,7 @@ def test_each_account_is_bound_to_its_roles_alone() -> None:
 
 
 def test_every_policy_denies_and_concerns_one_account() -> None:
-    bindings = [d for d in documents(*POLICIES) if d["kind"].endswith("Binding")]
+    bindings = [d for d in documents(*POLICIES) if d["kind"].endswith("PolicyBinding")]
     assert {b["spec"]["policyName"]: b["spec"]["validationActions"] for b in bindings} == {
         p: ["Deny"] for p in policies()
     }

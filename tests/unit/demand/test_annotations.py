@@ -132,7 +132,7 @@ BAD: list[tuple[str, str, str]] = [
     ("min-scale", "3", "'3' is not one of off, recommend, apply"),
     ("replicas", "0", "'0' is not a number from 1 to 100000"),
     ("replicas", "p95", "'p95' is not a number"),
-    ("provision", "true", "'true' is not one of off, on"),
+    ("provision", "true", "'true' is not one of on, off"),
     ("priority", "1001", "'1001' is not a number from 0 to 1000"),
     ("priority", "high", "'high' is not a number from 0 to 1000"),
     ("container", "sidecar", "no container of the pod template, which has server, proxy"),

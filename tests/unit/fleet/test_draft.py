@@ -351,9 +351,7 @@ def provisioned(**more: str) -> WorkloadView:
 def test_what_asks_for_nodes_does_so_with_its_own_constraints_and_none_of_ours() -> None:
     (found,) = draft(provisioned(nodes="2"), workload("other")).provisions
     assert (found.key, found.nodes, found.running) == (CHAT, 2, False)
-    assert found.shape == Shape(
-        selector=(("pool", "gpu"),), requests={"nvidia.com/gpu": "1"}, runtime_class="nvidia"
-    )
+    assert found.shape == Shape(selector=(("pool", "gpu"),), requests={"nvidia.com/gpu": "1"}, runtime_class="nvidia")
     assert found.warming == timedelta(minutes=1)  # 2 GB of image, assumed, at 100 MB/s
     assert found.windows[0].ready_by == NOW + timedelta(minutes=55)
     assert draft(replace(provisioned(), running=True)).provisions[0].running

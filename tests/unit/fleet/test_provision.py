@@ -74,9 +74,7 @@ class World:
 
     def start(self, limits: ProvisionLimits = LIMITS) -> None:
         api, clock = DirectApi(self.server), LoopClock()
-        provisioner = Provisioner(
-            api, self.sources, self.wanted, self.said, self.report, clock=clock, limits=limits
-        )
+        provisioner = Provisioner(api, self.sources, self.wanted, self.said, self.report, clock=clock, limits=limits)
         select = Selection(namespace=SPACE, labels=LABEL_PLACEHOLDER)
         seen = Watch(api, PLACEHOLDERS, self.sources.placeholders, clock=clock, select=select)
         services = [provisioner.run(), self._schedule(), *([seen.run()] if limits.nodes else [])]
@@ -84,7 +82,7 @@ class World:
 
     async def _schedule(self) -> None:
         while True:
-            await asyncio.sleep(0.2)
+            await asyncio.sleep(1)
             now = LoopClock().now()
             taken = {p["spec"].get("nodeName") for p in self.pods()}
             for pod in self.pods():
@@ -331,6 +329,7 @@ def test_arrivals_are_measured_and_make_the_lead_also_for_the_next_leader() -> N
     async def tell(world: World) -> None:
         await world.install()
         for n, minutes in enumerate((4, 2, 3)):
+            world.room = []
             world.wanted.set((provision(f"e{n}", starts=0, hours=24),))
             world.start()
             await asyncio.sleep(60)

@@ -76,7 +76,10 @@ def test_a_pod_requests_each_resource_by_itself() -> None:
     sidecar = {"requests": {"cpu": "250m"}}
     setup = {"requests": {"memory": "2Gi", "cpu": "100m"}}
     spec = {
-        "containers": [{"resources": server}, {"resources": {"limits": {"nvidia.com/gpu": 1}, "claims": [{"name": "x"}]}}],
+        "containers": [
+            {"resources": server},
+            {"resources": {"limits": {"nvidia.com/gpu": 1}, "claims": [{"name": "x"}]}},
+        ],
         "initContainers": [{"resources": sidecar, "restartPolicy": "Always"}, {"resources": setup}],
         "overhead": {"cpu": "1"},
     }

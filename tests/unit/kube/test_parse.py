@@ -158,6 +158,7 @@ def test_workload() -> None:
         tolerations=(Toleration(key="nvidia.com/gpu", operator="Exists"), Toleration(key="x", value="y")),
         runtime_class="nvidia",
         service_account="chat",
+        requests={"nvidia.com/gpu": "3"},
     )
 
 
