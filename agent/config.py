@@ -134,7 +134,7 @@ def _budget(value: object) -> int | None:
     return None if value == "auto" else parse_size(str(value))
 
 
-def _base_url(value: object) -> str:
+def server_url(value: object) -> str:
     """Check a server's address; its text is not quoted where it carries a password."""
     text = str(value).rstrip("/")
     if not text:
@@ -284,7 +284,10 @@ class Settings:
         of="planner",
     )
     prometheus_url: str = setting(
-        "", _base_url, "where endpoints' requests are read from; empty: the planner watches replicas only", of="planner"
+        "",
+        server_url,
+        "where endpoints' requests are read from; empty: the planner watches replicas only",
+        of="planner",
     )
     prometheus_token_file: Path | None = setting(
         "", _path, "file with a bearer token for Prometheus; read for each question", of="planner"

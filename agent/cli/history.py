@@ -7,6 +7,7 @@ import json
 from argparse import ArgumentParser, Namespace, _SubParsersAction
 from datetime import UTC, datetime
 
+from agent.cli.traffic import kept_shards
 from agent.config import zone_name
 from agent.core.assignment_json import format_time
 from agent.core.errors import Invalid, PrewarmError
@@ -14,7 +15,6 @@ from agent.core.refs import EndpointKey, endpoint_key
 from agent.core.units import format_duration
 from agent.demand.heat_map import day_states, heat_map
 from agent.demand.history import KEEP_DAYS, SLOT_SECONDS, Track
-from agent.demand.history_shards import SHARDS
 
 
 def add_parser(subparsers: _SubParsersAction[ArgumentParser]) -> None:
@@ -56,23 +56,10 @@ async def _find(key: EndpointKey, namespace: str, kubeconfig: str) -> tuple[Trac
     Raises:
         PrewarmError: there is none, or it cannot be read.
     """
-    from agent.fleet.history_store import read_shard, shard_name
-    from agent.kube.api import KubeApi
-    from agent.kube.errors import NotFound
-    from agent.kube.resources import BINARIES
-
-    unreadable = []
-    async with await KubeApi.connect(kubeconfig) as api:
-        for number in range(SHARDS):
-            try:
-                shard = read_shard(await api.get(BINARIES, shard_name(number), namespace=namespace))
-            except NotFound:
-                continue
-            except Invalid as error:
-                unreadable.append(f"{shard_name(number)}: {error}")
-                continue
-            if shard and key in shard.tracks:
-                return shard.tracks[key], shard.written_at
+    shards, unreadable = await kept_shards(namespace, kubeconfig)
+    for shard in shards:
+        if key in shard.tracks:
+            return shard.tracks[key], shard.written_at
     also = f"; not readable: {', '.join(unreadable)}" if unreadable else ""
     raise PrewarmError(
         f"nothing is known of {key.namespace}/{key.name}: a history is written within the hour (setting history_seconds){also}"

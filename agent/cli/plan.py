@@ -11,20 +11,18 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from agent.config import Settings, SourceRule, load_settings
+from agent.cli.declared import defaults, documents
+from agent.config import Settings, load_settings
 from agent.core.assignment import Assignment, EndpointWant, ImageWant, ModelWant, Workload
 from agent.core.assignment_json import format_time, parse_assignment, parse_time
-from agent.core.documents import load_documents
 from agent.core.errors import Invalid, cut
 from agent.core.inventory import Inventory
 from agent.core.names import LABEL_CALENDAR
-from agent.core.refs import parse_model_source
 from agent.core.units import format_duration, format_size, parse_size
 from agent.demand.annotations import read_endpoint, refuse_duplicates
 from agent.demand.calendar import Almanac, read_calendar
-from agent.demand.endpoint import DemandDefaults, Endpoint, EndpointReading, Problem, ProblemKind
+from agent.demand.endpoint import Endpoint, EndpointReading, Problem, ProblemKind
 from agent.demand.windows import softened, windows
-from agent.kube.objects import WorkloadView
 from agent.kube.parse import parse_configmap
 from agent.kube.workloads import is_workload, parse_workload
 from agent.plan.decision import EndpointPlan, NodePlan
@@ -55,9 +53,9 @@ def run(options: argparse.Namespace) -> int:
     """Print the plan of a node that has nothing yet; 1 if an annotation is invalid."""
     settings = load_settings(argparse.Namespace(config=options.config))
     now = parse_time(options.at, "--at") if options.at else datetime.now(UTC)
-    documents = list(_documents(options.file))
-    almanac, mistakes = _calendars(documents, options.calendar, now)
-    wants, problems = _read(options.file, documents, settings, almanac, now)
+    found = list(documents(options.file))
+    almanac, mistakes = _calendars(found, options.calendar, now)
+    wants, problems = _read(options.file, found, settings, almanac, now)
     problems += mistakes
     limits = Limits(warm_ahead=settings.warm_ahead, rate_bytes_per_second=_rate(options.rate))
     decided = plan(Assignment(endpoints=tuple(wants)), Inventory(proved=True), now, limits)
@@ -103,7 +101,7 @@ def _read(
         if is_workload(document):
             workload = parse_workload(document)
             workload = replace(workload, namespace=workload.namespace or "default")  # as kubectl takes it
-            readings.append(read_endpoint(workload, _defaults(workload, settings)))
+            readings.append(read_endpoint(workload, defaults(workload, settings)))
         elif kind == "NodeWarmup" or "endpoints" in document:
             try:
                 wants += parse_assignment(document.get("spec", document)).endpoints
@@ -121,41 +119,6 @@ def _rate(text: str) -> float:
     if not rate:
         raise Invalid(f"--rate {cut(text, 60)!r}: a node that fetches nothing is ready never")
     return rate
-
-
-def _documents(path: str) -> Iterator[Mapping[str, Any]]:
-    try:
-        text = sys.stdin.read() if path == "-" else Path(path).read_text()
-        found = load_documents(text)
-    except (OSError, UnicodeDecodeError, Invalid) as error:
-        raise Invalid(f"cannot read {path}: {cut(error)}") from error
-    for document in found:
-        is_list = isinstance(document, Mapping) and document.get("kind") == "List"
-        items = document.get("items") if isinstance(document, Mapping) and is_list else [document]
-        if not isinstance(items, list):
-            raise Invalid(f"{path}: the items of a List must be a list, found {cut(items, 60)!r}")
-        for item in items:
-            if isinstance(item, Mapping):
-                yield item
-            elif item is not None:
-                raise Invalid(f"{path}: expected a mapping, found {cut(item, 60)!r}")
-
-
-def _defaults(workload: WorkloadView, settings: Settings) -> DemandDefaults:
-    """Without a `sources` setting here, sources are not judged: the planner will."""
-    sources = settings.sources
-    if not sources:
-        texts = (a.get("prewarm.dev/models", "") for a in (workload.annotations, workload.template_annotations))
-        sources = tuple(_named_sources(",".join([*texts, workload.storage_uri])))
-    return DemandDefaults(timezone=settings.timezone, sources=sources)
-
-
-def _named_sources(text: str) -> Iterator[SourceRule]:
-    for item in text.replace("\n", ",").split(","):
-        try:
-            yield SourceRule(namespace="*", bucket=parse_model_source(item).uri.bucket, prefix="")
-        except Invalid:
-            continue  # read_endpoint will say so
 
 
 def _want(endpoint: Endpoint, almanac: Almanac, now: datetime) -> EndpointWant:

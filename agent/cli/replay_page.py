@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from html import escape
+
+from agent.demand.propose import Proposal
 
 _WIDTH, _HEIGHT, _EDGE = 640, 400, 48
 
 
-def page(lines: Sequence[dict[str, float]]) -> str:
-    """Return HTML with warm returns over wasted idle time, all and after four hours, and the numbers in a table."""
+def page(title: str, lines: Sequence[dict[str, float]], proposed: Sequence[Proposal]) -> str:
+    """Return HTML with warm returns over wasted idle time, all and after four hours, the numbers, and what to declare."""
     head = "".join(f"<th>{name.replace('_', ' ')}</th>" for name in lines[0])
     body = "".join("<tr>" + "".join(f"<td>{value:g}</td>" for value in line.values()) + "</tr>" for line in lines)
     return (
         '<!doctype html><meta charset="utf-8"><title>prewarm replay</title>'
         "<style>body{font:14px sans-serif}td,th{padding:2px 8px;text-align:right}</style>"
-        f"<h1>Warm returns over wasted idle time</h1>{_plot(lines)}<table><tr>{head}</tr>{body}</table>\n"
+        f"<h1>Warm returns over wasted idle time</h1><p>{escape(title)}</p>{_plot(lines)}"
+        f"<table><tr>{head}</tr>{body}</table>{''.join(_proposal(each) for each in proposed)}\n"
     )
+
+
+def _proposal(proposal: Proposal) -> str:
+    wanted = "\n".join(f'{name}: "{value}"' for name, value in proposal.annotations.items()) or "remove its schedule"
+    return f"<h2>{escape(proposal.endpoint)}</h2><p>{escape(proposal.why)}</p><pre>{escape(wanted)}</pre>"
 
 
 def _plot(lines: Sequence[dict[str, float]]) -> str:

@@ -55,6 +55,11 @@ DEFAULTS: Mapping[str, str] = MappingProxyType(
     }
 )
 KINDS = tuple(DEFAULTS)
+# How many of its pods ran at most in a slot, by what Prometheus scrapes of them, else by what kube-state-metrics says.
+PODS = (
+    f"max_over_time((count(count by (pod) (up{{{_POD}}} == 1)) or "
+    f'sum(kube_pod_status_ready{{condition="true",{_POD}}}))[10m:1m])'
+)
 _SERVERS = ("vllm", "triton", "istio")
 _OF_WORKLOAD: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {"Service": ("knative", *_SERVERS), "InferenceService": ("kserve", "knative", *_SERVERS)}
@@ -81,10 +86,19 @@ def query_of(endpoint: Endpoint, overrides: Mapping[str, str] = MappingProxyType
         return endpoint.history
     kind = endpoint.workload.kind
     templates = [(k, overrides.get(k, DEFAULTS[k])) for k in _OF_WORKLOAD.get(kind, _SERVERS)]
-    words = _words(kind, endpoint.workload.namespace, endpoint.workload.name)
+    words = _words(kind, *_of(endpoint))
     return " or ".join(
         f'label_replace({Template(text).safe_substitute(words)}, "kind", "{k}", "", "")' for k, text in templates
     )
+
+
+def pods_query(endpoint: Endpoint, template: str = PODS) -> str:
+    """Return the PromQL that tells how many pods an endpoint needed in a slot; `template` has the words of `query_of`."""
+    return Template(template).safe_substitute(_words(endpoint.workload.kind, *_of(endpoint)))
+
+
+def _of(endpoint: Endpoint) -> tuple[str, str]:
+    return endpoint.workload.namespace, endpoint.workload.name
 
 
 def _words(kind: str, namespace: str, name: str) -> Mapping[str, str]:

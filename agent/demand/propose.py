@@ -9,12 +9,12 @@ from itertools import islice, takewhile
 from zoneinfo import ZoneInfo
 
 import numpy as np
-from cronsim import CronSim
 
 from agent.core.names import PREFIX
 from agent.demand.arrays import Flags
 from agent.demand.price import LONG_IDLE
 from agent.demand.recording import Recorded, Recording, idle_before
+from agent.demand.ticks import ticks
 from agent.demand.wall import DAY_SLOTS, SLOT_SECONDS
 
 _LEAST_DAYS = 5
@@ -38,16 +38,18 @@ def proposals(recording: Recording) -> Iterator[Proposal]:
     """Yield what past traffic says against each endpoint's schedule, or for one where it has none."""
     before = idle_before(recording)
     for row, endpoint in enumerate(recording.endpoints):
-        used = recording.active[row]
+        used, known = recording.active[row], recording.known_slots(row)
         mornings = _mornings(recording, endpoint, used & (before[row] >= LONG_IDLE) & recording.counted)
-        starts = sorted(_declared(recording, endpoint))
+        starts = [
+            start for start in sorted(_declared(recording, endpoint)) if known[_first_hour(recording, start)].all()
+        ]
         if len(starts) >= _LEAST_DAYS and not _any_used(recording, used, starts):
             yield Proposal(
                 endpoint=endpoint.name,
                 annotations={},
                 why=f"none of {len(starts)} declared windows saw a request within its first hour",
             )
-        elif proposal := _regular(recording, endpoint, mornings, starts):
+        elif proposal := _regular(endpoint, _counted_days(recording, known), mornings, starts):
             yield proposal
 
 
@@ -62,23 +64,30 @@ def _mornings(recording: Recording, endpoint: Recorded, returns: Flags) -> list[
 
 
 def _declared(recording: Recording, endpoint: Recorded) -> Iterator[datetime]:
-    """Yield the declared starts within the slots that count."""
+    """Yield the declared starts within the slots that count, on the endpoint's clock."""
     zone, slots = ZoneInfo(endpoint.timezone), np.flatnonzero(recording.counted)
-    first, end = recording.at(int(slots[0])).astimezone(zone), recording.at(int(slots[-1]) + 1)
+    first, end = recording.at(int(slots[0])), recording.at(int(slots[-1]) + 1)
     for cron in endpoint.schedule:
-        ticks = takewhile(lambda at: at < end, CronSim(cron, first - timedelta(seconds=1)))
-        yield from islice(ticks, _MAX_STARTS)
+        starts = takewhile(lambda at: at < end, ticks(cron, zone, first - timedelta(seconds=1)))
+        yield from (start.astimezone(zone) for start in islice(starts, _MAX_STARTS))
+
+
+def _first_hour(recording: Recording, start: datetime) -> slice:
+    slot = int(start.timestamp() - recording.start) // SLOT_SECONDS
+    return slice(slot, slot + _WINDOW_SLOTS)
 
 
 def _any_used(recording: Recording, used: Flags, starts: Iterable[datetime]) -> bool:
-    slots = (int(start.timestamp() - recording.start) // SLOT_SECONDS for start in starts)
-    return any(used[slot : slot + _WINDOW_SLOTS].any() for slot in slots)
+    return any(used[_first_hour(recording, start)].any() for start in starts)
 
 
-def _regular(recording: Recording, endpoint: Recorded, mornings: list[int], starts: list[datetime]) -> Proposal | None:
-    """Return a schedule where most working days began at much the same time, and not as declared."""
-    working_days = recording.counted.sum() / DAY_SLOTS * 5 / 7
-    if len(mornings) < max(_LEAST_DAYS, _MOST * working_days):
+def _counted_days(recording: Recording, known: Flags) -> float:
+    return float((recording.counted & known).sum()) / DAY_SLOTS
+
+
+def _regular(endpoint: Recorded, days: float, mornings: list[int], starts: list[datetime]) -> Proposal | None:
+    """Return a schedule where most working days of `days` began at much the same time, and not as declared."""
+    if len(mornings) < max(_LEAST_DAYS, _MOST * days * 5 / 7):
         return None
     p10, p90 = (int(np.quantile(mornings, share)) for share in (0.1, 0.9))
     declared = _first_of_day(starts)

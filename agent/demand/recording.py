@@ -10,9 +10,10 @@ import numpy as np
 
 from agent.demand.activity import REPORTED_LATE, RETURN_AFTER
 from agent.demand.arrays import Flags, Ints
+from agent.demand.history import Track
 from agent.demand.price import LONG_IDLE
 from agent.demand.replay import Policy
-from agent.demand.wall import SLOT_SECONDS
+from agent.demand.wall import DAY_SLOTS, SLOT_SECONDS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,12 +33,36 @@ class Recording:
     start: int  # seconds since 1970
     endpoints: tuple[Recorded, ...]
     active: Flags  # [endpoint, slot]
-    known: Flags  # [slot]; False where nothing was recorded
+    known: Flags  # [slot], or [endpoint, slot] where they differ; False where nothing was recorded
     counted: Flags  # [slot]; False for those that are only learned from
 
     def at(self, slot: int) -> datetime:
         """Return when a slot begins."""
         return datetime.fromtimestamp(self.start + slot * SLOT_SECONDS, UTC)
+
+    def known_slots(self, row: int) -> Flags:
+        """Return of which slots something is known of one endpoint."""
+        known: Flags = np.broadcast_to(self.known, self.active.shape)[row]
+        return known
+
+
+def recorded(endpoints: Sequence[Recorded], tracks: Sequence[Track], learn_days: int) -> Recording:
+    """Return what is known of endpoints as a recording, from the first known slot on; the first `learn_days` are not counted.
+
+    Raises:
+        ValueError: nothing is known of any.
+    """
+    told = [track for track in tracks if track.known]
+    first = min(track.first + _lowest(track.known) for track in told)
+    count = max(track.end for track in told) - first
+    bits = [track.bits(first, count) for track in tracks]
+    return Recording(
+        start=first * SLOT_SECONDS,
+        endpoints=tuple(endpoints),
+        active=np.array([_flags(active, count) for active, _ in bits]),
+        known=np.array([_flags(known, count) for _, known in bits]),
+        counted=np.arange(count) >= learn_days * DAY_SLOTS,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,18 +84,20 @@ def idle_before(recording: Recording) -> Ints:
     for slot in range(recording.active.shape[1]):
         before[:, slot] = current
         idle = np.where(current >= 0, current + 1, -1)
-        current = np.where(recording.active[:, slot], 0, idle) if recording.known[slot] else np.full_like(current, -1)
+        current = np.where(recording.active[:, slot], 0, idle)
+        current = np.where(recording.known[..., slot], current, -1)
     return before
 
 
 def step_through(recording: Recording, policy: Policy) -> list[Flags]:
     """Return for each budget who was warm [endpoint, slot] had a fresh policy decided, told of each slot two slots late."""
     names = np.array([endpoint.name for endpoint in recording.endpoints])
+    known = np.broadcast_to(recording.known, recording.active.shape)
     warm = [np.zeros(recording.active.shape, bool) for _ in policy.forecast.prices]
     for slot in range(REPORTED_LATE, recording.active.shape[1]):
         told = slot - REPORTED_LATE
-        observed = set(names[recording.active[:, told]].tolist()) if recording.known[told] else None
-        decided = policy.step_all(recording.at(slot), observed)
+        observed = set(names[recording.active[:, told]].tolist()) if known[:, told].any() else None
+        decided = policy.step_all(recording.at(slot), observed, names[~known[:, told]].tolist())
         for each, who in zip(warm, decided, strict=True):
             each[:, slot] = [name in who for name in names]
     return warm
@@ -80,10 +107,11 @@ def count(recording: Recording, warm: Flags, rows: Sequence[int] | None = None) 
     """Count returns met warm and idle time paid for, of all endpoints or of some."""
     chosen = np.arange(len(recording.endpoints)) if rows is None else np.array(rows)
     before, active, held = idle_before(recording)[chosen], recording.active[chosen], warm[chosen]
-    counted = recording.counted & recording.known
+    known = np.broadcast_to(recording.known, recording.active.shape)[chosen]
+    counted = recording.counted & known
     returns = active & (before >= RETURN_AFTER) & counted
     late = returns & (before >= LONG_IDLE)
-    idle = ~active & (before >= 0) & _long_enough(active, recording.known, before) & counted
+    idle = ~active & (before >= 0) & _long_enough(active, known, before) & counted
     hours = SLOT_SECONDS / 3600
     return Outcome(
         returns=int(returns.sum()),
@@ -101,7 +129,17 @@ def _long_enough(active: Flags, known: Flags, before: Ints) -> Flags:
     ends = np.full(len(active), -1, np.int64)  # slot of the use that ends the run; -1 for none
     found = np.zeros(active.shape, bool)
     for slot in reversed(range(slots)):
-        ends = np.where(active[:, slot], slot, ends) if known[slot] else np.full_like(ends, -1)
+        ends = np.where(known[:, slot], np.where(active[:, slot], slot, ends), -1)
         length = ends - slot + before[:, slot]
         found[:, slot] = (ends < 0) | (length >= RETURN_AFTER)
     return found
+
+
+def _flags(bits: int, count: int) -> Flags:
+    """Return a bitmap's bits, the lowest first."""
+    content = np.frombuffer(bits.to_bytes(-(-count // 8), "little"), np.uint8)
+    return np.unpackbits(content, count=count, bitorder="little").astype(bool)
+
+
+def _lowest(bits: int) -> int:
+    return (bits & -bits).bit_length() - 1

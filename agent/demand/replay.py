@@ -40,9 +40,11 @@ class Policy:
         """Return who should be warm in the slot at `slot_start`; `observed` are those active two slots before (None: unknown)."""
         return self.step_all(slot_start, observed)[0]
 
-    def step_all(self, slot_start: datetime, observed: Collection[str] | None) -> tuple[frozenset[str], ...]:
-        """Return the same for every budget."""
-        self.forecast.observe(slot_start - REPORTED_LATE * SLOT, observed)
+    def step_all(
+        self, slot_start: datetime, observed: Collection[str] | None, unknown: Collection[str] = ()
+    ) -> tuple[frozenset[str], ...]:
+        """Return the same for every budget; of those `unknown` nothing was reported."""
+        self.forecast.observe(slot_start - REPORTED_LATE * SLOT, observed, unknown)
         if self.forecast.refit_is_due(slot_start):
             self.forecast.refit()
         return self.forecast.decide(slot_start)

@@ -82,7 +82,7 @@ class HistoryReader:
     async def _read(self, key: EndpointKey, query: str, beat: Track, history: History, end: int) -> None:
         begin, past = self._from(key, query, end), key not in self._until or self._until[key][0] != query
         found = Track()
-        for first, count in _pieces(begin, end):
+        for first, count in pieces(begin, end):
             if not past or beat.bits(first, count)[1] or not beat.known:
                 found = found.amended(await self._prometheus.track(query, first, count))
         history.tell(key, trusted(found, beat))
@@ -93,7 +93,7 @@ class HistoryReader:
     async def _beat(self, begin: int, end: int) -> Track:
         """Return in which slots Prometheus was at work; an empty track where it cannot tell."""
         found = Track()
-        for first, count in _pieces(begin, end):
+        for first, count in pieces(begin, end):
             found = found.amended(await self._prometheus.track(HEARTBEAT, first, count))
         return found
 
@@ -151,7 +151,8 @@ def refusals(endpoints: Iterable[Endpoint], problems: Mapping[EndpointKey, str])
     )
 
 
-def _pieces(first: int, end: int) -> Iterator[tuple[int, int]]:
+def pieces(first: int, end: int) -> Iterator[tuple[int, int]]:
+    """Yield first slot and length of the questions that cover the slots from `first` until before `end`."""
     return ((at, min(MAX_SLOTS, end - at)) for at in range(first, end, MAX_SLOTS))
 
 

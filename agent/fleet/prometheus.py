@@ -1,4 +1,4 @@
-"""Asks a Prometheus (or what speaks its HTTP API) when a query was above 0, slot by slot. What it answers is untrusted and bounded."""
+"""Asks a Prometheus (or what speaks its HTTP API) how high a query was, slot by slot. What it answers is untrusted and bounded."""
 
 from __future__ import annotations
 
@@ -39,22 +39,38 @@ class Prometheus:
     async def track(self, query: str, first: int, count: int) -> Track:
         """Return the slots from `first` on (at most MAX_SLOTS): known where any series has a sample, active where one is above 0.
 
+        Raises:
+            Transient, Permanent: as `levels`.
+        """
+        active = known = 0
+        for slot, value in (await self.levels(query, first, count)).items():
+            known |= 1 << slot - first
+            active |= (value > 0) << slot - first
+        return Track(first=first, active=active, known=known)
+
+    async def levels(self, query: str, first: int, count: int) -> Mapping[int, float]:
+        """Return the greatest sample of any series in each slot from `first` on (at most MAX_SLOTS) that has one.
+
         A query is evaluated at the end of each slot.
 
         Raises:
             Transient: no usable answer now.
             Permanent: the query is refused, or answers more than is reasonable.
         """
-        begin = (first + 1) * SLOT_SECONDS
+        begin, count = (first + 1) * SLOT_SECONDS, min(count, MAX_SLOTS)
         form = {
             "query": query,
             "start": str(begin),
-            "end": str(begin + (min(count, MAX_SLOTS) - 1) * SLOT_SECONDS),
+            "end": str(begin + (count - 1) * SLOT_SECONDS),
             "step": str(SLOT_SECONDS),
             "timeout": f"{ASK_SECONDS:.0f}s",
         }
         status, content = await self._ask(form)
-        return _track(_result(status, content), first, min(count, MAX_SLOTS))
+        found: dict[int, float] = {}
+        for slot, value in (sample for one in _result(status, content) for sample in _samples(one)):
+            if 0 <= slot - first < count:
+                found[slot] = max(value, found.get(slot, value))
+        return found
 
     async def _ask(self, form: Mapping[str, str]) -> tuple[int, bytes]:
         if self._session is None:
@@ -77,7 +93,7 @@ class Prometheus:
             return (await asyncio.to_thread((self._token_file or Path()).read_text)).strip()
         except (OSError, UnicodeDecodeError) as error:
             raise Transient(
-                f"cannot read the token for Prometheus: {cut(error)} (setting prometheus_token_file)"
+                f"cannot read the token for Prometheus: {cut(error)} (setting prometheus_token_file, flag --token-file)"
             ) from error
 
 
@@ -104,7 +120,7 @@ def _result(status: int, content: bytes) -> list[Any]:
         raise _refused(status, cut(told.get("error", "")))
     data = told.get("data")
     if told.get("status") != "success" or not isinstance(data, dict) or not isinstance(data.get("result"), list):
-        raise Transient("what answers at prometheus_url is no Prometheus")
+        raise Transient("what answers at prometheus_url, or --from-prometheus, is no Prometheus")
     if data.get("resultType") != "matrix":
         raise Permanent(f"the query answers {cut(data.get('resultType'), 40)!r}, not series over time")
     if len(data["result"]) > MAX_SERIES:
@@ -119,17 +135,13 @@ def _refused(status: int, words: str) -> PrewarmError:
     if status in (400, 422):
         return Permanent(f"Prometheus refuses the query: {words or f'status {status}'}")
     if status in (401, 403):
-        return Transient(f"Prometheus answers {status}: give the planner a token (setting prometheus_token_file)")
-    return Transient(f"Prometheus answers {status}" + (f": {words}" if words else " (is prometheus_url its address?)"))
-
-
-def _track(series: list[Any], first: int, count: int) -> Track:
-    active = known = 0
-    for slot, value in (sample for one in series for sample in _samples(one)):
-        if 0 <= slot - first < count:
-            known |= 1 << slot - first
-            active |= (value > 0) << slot - first
-    return Track(first=first, active=active, known=known)
+        return Transient(
+            f"Prometheus answers {status}: give a token (setting prometheus_token_file, flag --token-file)"
+        )
+    return Transient(
+        f"Prometheus answers {status}"
+        + (f": {words}" if words else " (is prometheus_url, or --from-prometheus, its address?)")
+    )
 
 
 def _samples(series: Any) -> Iterator[tuple[int, float]]:

@@ -29,8 +29,8 @@ from agent.kube.resources import (
 )
 from agent.kube.watch import Listing, Selection, Watch
 
-_BUILT_IN = (DEPLOYMENTS, STATEFULSETS)
-_ADDED = (KNATIVE_SERVICES, INFERENCE_SERVICES, LEADER_WORKER_SETS)  # kinds that a cluster may lack, now or ever
+BUILT_IN_KINDS = (DEPLOYMENTS, STATEFULSETS)
+ADDED_KINDS = (KNATIVE_SERVICES, INFERENCE_SERVICES, LEADER_WORKER_SETS)  # kinds that a cluster may lack, now or ever
 AGENT_LABELS = "app.kubernetes.io/name=prewarm,app.kubernetes.io/component=agent"  # as in deploy/daemonset.yaml
 
 
@@ -39,7 +39,7 @@ class Sources:
 
     def __init__(self) -> None:
         self.workloads: Mapping[str, Latest[Listing[WorkloadView]]] = {
-            kind.plural: Latest(Listing()) for kind in (*_BUILT_IN, *_ADDED)
+            kind.plural: Latest(Listing()) for kind in (*BUILT_IN_KINDS, *ADDED_KINDS)
         }
         self.nodes: Latest[Listing[NodeView]] = Latest(Listing())
         self.warmups: Latest[Listing[NodeWarmupView]] = Latest(Listing())
@@ -99,9 +99,9 @@ def annotated(workload: WorkloadView) -> bool:
 
 def watches(sources: Sources, api: KubeApi, namespace: str, clock: Clock) -> Iterator[Watch[Any]]:
     """Return the services that fill the cells; `namespace` is prewarm's own."""
-    for kind in (*_BUILT_IN, *_ADDED):
+    for kind in (*BUILT_IN_KINDS, *ADDED_KINDS):
         cell = sources.workloads[kind.plural]
-        yield Watch(api, kind, cell, clock=clock, keep=annotated, optional=kind in _ADDED)
+        yield Watch(api, kind, cell, clock=clock, keep=annotated, optional=kind in ADDED_KINDS)
     yield Watch(api, NODES, sources.nodes, clock=clock)
     yield Watch(api, NODEWARMUP_SPECS, sources.warmups, clock=clock)
     yield Watch(api, RUNTIMECLASSES, sources.runtime_classes, clock=clock)

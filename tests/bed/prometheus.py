@@ -49,7 +49,18 @@ class PrometheusServer:
         text = self.directory / "samples.om"
         ordered = sorted(samples, key=lambda s: (s.at, s.series))
         text.write_text("".join(f"{s.series} {s.value:g} {s.at}\n" for s in ordered) + "# EOF\n")
-        run([str(_program("promtool")), "tsdb", "create-blocks-from", "openmetrics", "-q", str(text), str(self._data)])
+        run(
+            [
+                str(_program("promtool")),
+                "tsdb",
+                "create-blocks-from",
+                "--max-block-duration=480h",
+                "openmetrics",
+                "-q",
+                str(text),
+                str(self._data),
+            ]
+        )
 
     def start(self) -> Self:
         """Start and wait until it is ready.

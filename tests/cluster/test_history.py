@@ -40,6 +40,10 @@ def test_what_a_leader_saw_of_replicas_outlives_it(bed: Bed, often: None, namesp
     wait_until(lambda: active(bed, namespace, "second"), 60, "second has a history, by the next leader")
     assert seen <= active(bed, namespace, "first")
     assert "█" in history(bed, f"{namespace}/first")
+    told = json.loads(prewarm(bed, "recommend", f"{namespace}/first", "--json").stdout)
+    assert [(r["name"], r["pods"], r["why"]) for r in told["recommendations"]] == [
+        ("first", 0, "no window begins within 8 days")
+    ]
 
 
 def run_one(bed: Bed, namespace: str, name: str) -> None:
@@ -59,10 +63,14 @@ def active(bed: Bed, namespace: str, name: str) -> set[tuple[str, int]]:
 
 def history(bed: Bed, *arguments: str) -> str:
     """What `prewarm history` prints; "" where nothing is known."""
-    command = [str(Path(sys.executable).parent / "prewarm"), "history", *arguments]
-    done = subprocess.run([*command, f"--kubeconfig={bed.kubeconfig}"], capture_output=True, text=True, check=False)
+    done = prewarm(bed, "history", *arguments)
     assert done.returncode == 0 or "nothing is known of" in done.stderr, done.stderr
     return done.stdout
+
+
+def prewarm(bed: Bed, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [str(Path(sys.executable).parent / "prewarm"), *arguments]
+    return subprocess.run([*command, f"--kubeconfig={bed.kubeconfig}"], capture_output=True, text=True, check=False)
 
 
 def kill_leader(bed: Bed) -> None:

@@ -294,7 +294,7 @@ async def answering(status: int, content: bytes, **headers: str) -> AsyncIterato
         (422, b"", Permanent, "status 422"),
         (401, b"", Transient, "prometheus_token_file"),
         (503, b'{"error":"overloaded"}', Transient, "503: overloaded"),
-        (404, b"no", Transient, "is prometheus_url its address?"),
+        (404, b"no", Transient, "--from-prometheus, its address?"),
     ],
 )
 async def test_what_is_no_answer_is_told_in_a_sentence(

@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -11,9 +12,10 @@ import pytest
 
 from agent.cli import main
 from agent.cli.recordings import read_recording
+from agent.cli.replay_page import page
 from agent.core.errors import Invalid
-from agent.demand.propose import proposals
-from agent.demand.recording import Recorded, Recording, count
+from agent.demand.propose import Proposal, proposals
+from agent.demand.recording import Recorded, Recording
 from bench import cache
 from tests.unit.demand.traffic import Active, every, office, slots
 
@@ -74,40 +76,14 @@ def test_a_window_that_is_never_used_is_named() -> None:
     assert not unused.annotations
 
 
+def test_a_window_of_which_nothing_is_known_is_not_called_unused() -> None:
+    found = recording_of(office(opens=9), "0 20 * * *")
+    known = np.array([[found.at(slot).hour != 20 for slot in range(found.active.shape[1])]])
+    assert not [p for p in proposals(replace(found, known=known)) if not p.annotations]
+
+
 def test_irregular_traffic_is_left_alone() -> None:
     assert not list(proposals(recording_of(every(7))))
-
-
-def test_counts_agree_with_a_slow_count() -> None:
-    random = np.random.default_rng(3)
-    active, warm = random.random((4, 500)) < 0.06, random.random((4, 500)) < 0.3
-    known = np.ones(500, bool)
-    known[200:210] = False
-    recording = Recording(
-        start=0,
-        endpoints=tuple(Recorded(name=f"e{i}", timezone="UTC", group="g") for i in range(4)),
-        active=active & known,
-        known=known,
-        counted=np.arange(500) >= 100,
-    )
-    returns = met = idle = wasted = 0
-    for row, slot in product(range(4), range(100, 500)):
-        if not known[slot]:
-            continue
-        past = [s for s in range(slot) if not known[s] or recording.active[row, s]]
-        if not past or not known[past[-1]]:
-            continue
-        before = slot - past[-1] - 1
-        if recording.active[row, slot]:
-            returns, met = returns + (before >= 3), met + (before >= 3 and warm[row, slot])
-        else:
-            ends = next((s for s in range(slot, 500) if not known[s] or recording.active[row, s]), None)
-            long = ends is None or not known[ends] or ends - past[-1] - 1 >= 3
-            idle, wasted = idle + long, wasted + (long and warm[row, slot])
-    found = count(recording, warm)
-    assert (found.returns, found.met) == (returns, met)
-    assert found.idle_hours == pytest.approx(idle / 6)
-    assert found.wasted_hours == pytest.approx(wasted / 6)
 
 
 def test_a_full_disk_is_simulated_as_by_hand() -> None:
@@ -163,11 +139,37 @@ def test_what_cannot_be_read_is_said_with_its_line(tmp_path: Path, text: str, sa
 
 
 @pytest.mark.parametrize(
-    "words", [["--budget", "lots"], ["--budget", "2"], ["--learn-days", "400"], ["--timezone", "Mars/Base"]]
+    ("words", "says"),
+    [
+        (["--budget", "lots"], "write shares of idle time"),
+        (["--budget", "2"], "at most 1"),
+        (["--timezone", "Mars/Base"], "no IANA time zone"),
+        (["--learn-days", "-1"], "numbers from 0"),
+        (["--cold-seconds", "nan"], "numbers from 0"),
+        (["--size", "big"], "not a size"),
+        (["--html", "/nonexistent/page.html"], "there is no folder"),
+        (["--from-prometheus", "http://p"], "not allowed with"),
+    ],
 )
-def test_wrong_flags_are_refused(trace: Path, words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["replay", "--trace", str(trace), *words]) == 1
-    assert "prewarm replay: " in capsys.readouterr().err
+def test_wrong_flags_are_refused(trace: Path, words: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["replay", "--trace", str(trace), *words])
+    assert ended.value.code == 2
+    assert says in capsys.readouterr().err
+
+
+def test_a_recording_shorter_than_what_is_learned_from_is_said(trace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["replay", "--trace", str(trace), "--learn-days", "400"]) == 1
+    assert "ends before 400 days of learning are over" in capsys.readouterr().err
+
+
+def test_no_name_from_outside_becomes_markup() -> None:
+    line = {"budget": 0.2, "waste_pct": 10.0, "hit_pct": 50.0, "hit_pct_after_4h": 40.0}
+    odd = Proposal(endpoint="<script>", annotations={}, why="a & b")
+    found = page("<1>", [line], [odd])
+    assert "<script>" not in found
+    assert "&lt;script&gt;" in found
+    assert "a &amp; b" in found
 
 
 def test_a_file_that_is_absent_is_said() -> None:

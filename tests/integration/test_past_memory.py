@@ -1,0 +1,98 @@
+"""`prewarm replay` and `prewarm recommend` on what a planner remembers, against an API server in memory over HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from agent.cli import main
+from agent.core.refs import EndpointKey
+from agent.demand.history import DAY_SLOTS, slot_of, slot_start, track_of
+from agent.demand.history_shards import Shard, encode
+from tests.fakes.api_server import FakeApiServer
+from tests.integration.test_doctor import write_kubeconfig
+
+NOW = datetime.now(UTC)
+FIRST = slot_of(NOW) - 12 * DAY_SLOTS
+ADDED = ("/apis/serving.knative.dev/v1/services", "/apis/serving.kserve.io/v1beta1/inferenceservices")
+
+
+@pytest_asyncio.fixture
+async def server() -> AsyncIterator[FakeApiServer]:
+    """An endpoint with pods from eight to noon each day, one of another namespace, and what the planner remembers of the first."""
+    async with FakeApiServer().serving() as serving:
+        serving.not_installed.update(ADDED)
+        for namespace, name, least in (
+            ("shop", "chat", "recommend"),
+            ("shop", "draw", "off"),
+            ("other", "chat", "off"),
+        ):
+            annotations = {"prewarm.dev/schedule": "0 8 * * *", "prewarm.dev/min-scale": least}
+            template = {"spec": {"containers": [{"name": "c", "image": "registry.test/x:1"}]}}
+            body = {"metadata": {"annotations": annotations}, "spec": {"template": template}}
+            await serving.put(f"/apis/apps/v1/namespaces/{namespace}/deployments/{name}", body)
+        used = track_of(FIRST, [8 <= slot_start(FIRST + n).hour < 12 for n in range(12 * DAY_SLOTS)])
+        shard = Shard(written_at=NOW, tracks={EndpointKey(namespace="shop", name="chat"): used})
+        data = {"history": base64.b64encode(encode(shard)).decode()}
+        await serving.put("/api/v1/namespaces/prewarm/configmaps/prewarm-history-3", {"binaryData": data})
+        yield serving
+
+
+Told = tuple[int, str, str]
+Prewarm = Callable[..., Awaitable[Told]]
+
+
+@pytest.fixture
+def prewarm(server: FakeApiServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Prewarm:
+    """Run a command on the server; exit code, stdout, stderr."""
+
+    async def run(*words: str) -> Told:
+        code = await asyncio.to_thread(main, [*words, "--kubeconfig", str(write_kubeconfig(tmp_path, server.url))])
+        out = capsys.readouterr()
+        return code, out.out, out.err
+
+    return run
+
+
+async def test_recommend_tells_of_what_the_planner_remembers(prewarm: Prewarm) -> None:
+    code, out, err = await prewarm("recommend", "--json", "--days", "30")
+    assert (code, err) == (0, "")
+    found = json.loads(out)
+    [line] = found["recommendations"]
+    assert (found["source"], line["namespace"], line["name"]) == ("planner", "shop", "chat")
+    assert (line["p95Pods"], line["pods"], line["gpuHoursPerWeek"], line["podHoursPerWeek"]) == (
+        1,
+        1,
+        0,
+        pytest.approx(7 * 5 / 60, rel=0.35),
+    )
+    code, out, _ = await prewarm("recommend")
+    assert code == 0
+    assert "Name a Prometheus with --from-prometheus" in out
+
+
+async def test_replay_leaves_out_whom_the_planner_does_not_know_and_says_so(prewarm: Prewarm) -> None:
+    code, out, err = await prewarm("replay", "--json", "-n", "shop")
+    assert code == 0
+    assert err == "prewarm replay: shop/draw is left out: nothing is known of its last 28 days\n"
+    found = json.loads(out)
+    begin, end = (datetime.fromisoformat(found[name]) for name in ("counted_from", "counted_until"))
+    mornings = [NOW.replace(hour=8, minute=0, second=0, microsecond=0) - timedelta(days=n) for n in range(12)]
+    assert found["replay"][0]["returns"] == sum(begin <= at < end for at in mornings)
+
+
+async def test_nobody_known_is_one_sentence_with_a_cure(server: FakeApiServer, prewarm: Prewarm) -> None:
+    code, out, err = await prewarm("replay", "-n", "other")
+    assert (code, out) == (1, "")
+    assert "remembers nothing of these endpoints: it writes hourly" in err
+    server.forbidden = "configmaps"
+    code, out, err = await prewarm("replay")
+    assert (code, out, err.count("\n")) == (1, "", 1)
+    assert "forbidden" in err.lower() or "may not" in err.lower()
