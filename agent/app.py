@@ -357,6 +357,8 @@ async def compose_planner(process: Process) -> None:
         unkept=lambda: fleet.keeping.get().unkept,
         placeholders=lambda: (fleet.provisioning.get().holding, fleet.provisioning.get().waiting),
         node_arrival=lambda: fleet.provisioning.get().lead_seconds,
+        foretold=fleet.foretold.get,
+        predicted=fleet.predicted.get,
         ended=lambda: {(key, str(outcome)): n for (key, outcome), n in fleet.ledger.get().totals.items()},
     )
     PlannerCollector(state, process.registry)

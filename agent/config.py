@@ -312,6 +312,15 @@ class Settings:
     provision_namespace: str = setting(
         "prewarm-placeholders", str, "where placeholder pods are (deploy/provision)", of="planner"
     )
+    predict: str = setting(
+        "shadow",
+        _choice("off", "shadow", "on"),
+        "whether predicted windows count where no annotation says: off, shadow (only measured), on",
+        of="planner",
+    )
+    predict_budget: float = setting(
+        "0.2", _share, "share of idle endpoint-time that predicted windows may keep warm", of="planner"
+    )
     leader_elect: bool = setting("true", _flag, "elect one leader among the planner's replicas", of="planner")
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from agent.core.assignment import Window, WindowSource
 from agent.core.assignment_json import format_time
 from agent.core.errors import PrewarmError, cut
 from agent.core.units import format_duration, format_size
@@ -173,16 +174,20 @@ async def _ask_api_server(kubeconfig: str, namespace: str) -> tuple[list[dict[st
             "node": n.name,
             "status": dict(n.status),
             "endpoints": [
-                {
-                    "namespace": e.key.namespace,
-                    "name": e.key.name,
-                    "readyBy": format_time(w.ready_by) if (w := e.next_window(datetime.now(UTC))) else "",
-                }
+                {"namespace": e.key.namespace, "name": e.key.name, **due_fields(e.next_window(datetime.now(UTC)))}
                 for e in (n.assignment.endpoints if n.assignment else ())
             ],
         }
         for n in listed.items
     ], ended
+
+
+def due_fields(window: Window | None) -> Row:
+    """Return when the next window is due and, where it was foretold, how surely it is used."""
+    if window is None:
+        return {"readyBy": ""}
+    foretold = {"chance": window.confidence} if window.source is WindowSource.PREDICTED else {}
+    return {"readyBy": format_time(window.ready_by), **foretold}
 
 
 async def _outcomes(api: Any, namespace: str) -> Mapping[str, str]:
@@ -221,13 +226,17 @@ def fleet_text(rows: Sequence[Row], nodes: Sequence[Row], namespace: str = "", o
         of, to = f" of namespace {namespace}" if namespace else "", f"node {only}" if only else "any node"
         yield f"no endpoint{of} is assigned to {to}: annotate a Deployment with prewarm.dev/models and prewarm.dev/schedule"
     cells = [
-        (r["namespace"], r["name"], r["node"], r["stage"], r["readyBy"] or "-", r["lastWindow"] or "-", r["reason"])
-        for r in rows
+        (r["namespace"], r["name"], r["node"], r["stage"], _due(r), r["lastWindow"] or "-", r["reason"]) for r in rows
     ]
     yield from table(("NAMESPACE", "ENDPOINT", "NODE", "STAGE", "READY BY", "LAST WINDOW", "WHY"), cells)
     for node in nodes:
         items = [i for i in node["status"].get("items", []) if isinstance(i, dict)]
         yield from table(("ITEM", "LEVEL", "BYTES", "WHY"), [_item_cells(i, datetime.now(UTC)) for i in items])
+
+
+def _due(row: Row) -> str:
+    foretold = f" (foretold from its history, {row['chance']} %)" if "chance" in row else ""
+    return f"{row['readyBy'] or '-'}{foretold}"
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:

@@ -61,7 +61,6 @@ KEYS: tuple[str, ...] = (
 _WORDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "layout": ("files", "triton"),
-        "predict": ("off", "on", "shadow"),
     }
 )
 _DOWNLOADS_AGAIN = (
@@ -173,6 +172,7 @@ def _read(reader: _Reader, workload: WorkloadView, key: EndpointKey, defaults: D
         gpus=_gpus(workload.spec),
         container=reader.value("container", lambda text: _container(text, workload.spec), workload.serving),
         metrics=reader.value("metrics", values.metrics, ""),
+        predict=reader.value("predict", values.predict, defaults.predict),
         history=reader.value("history", values.history, ""),
         spec=workload.spec,
     )

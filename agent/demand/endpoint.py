@@ -44,6 +44,14 @@ class MinScale(StrEnum):
     APPLY = "apply"
 
 
+class Predict(StrEnum):
+    """What becomes of the windows that are foretold for an endpoint."""
+
+    OFF = "off"  # none are
+    SHADOW = "shadow"  # they are only looked at
+    ON = "on"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Endpoint:
     """One endpoint as declared, all values checked. `nodes` is None for all eligible nodes."""
@@ -65,6 +73,7 @@ class Endpoint:
     gpus: int = 0  # what one pod needs at a time
     container: str = ""  # the serving container, "" to find it
     metrics: str = ""  # "port/path", "" to find it
+    predict: Predict = Predict.SHADOW
     history: str = ""  # PromQL that tells of its requests, "" for what its kind of workload offers
     spec: PodSpecView = field(default_factory=PodSpecView)
 
@@ -76,9 +85,10 @@ class Endpoint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DemandDefaults:
-    """What the operator's settings say where an annotation does not: the zone, and who may name which weights."""
+    """What the operator's settings say where an annotation does not, and who may name which weights."""
 
     timezone: str = "UTC"
+    predict: Predict = Predict.SHADOW
     sources: tuple[SourceRule, ...] = ()
 
 

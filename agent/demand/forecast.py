@@ -23,6 +23,7 @@ from agent.demand.features import FEATURES, NAMES, View, look
 from agent.demand.hazard import Hazard
 from agent.demand.price import Price, scores
 from agent.demand.samples import Samples
+from agent.demand.tally import Tally
 from agent.demand.wall import DAY_SLOTS, SLOT, DayOff, weekend
 
 _LEARN_AFTER = 2 * DAY_SLOTS  # the tables say little before
@@ -32,6 +33,7 @@ _NEW_ROWS = 0.01  # a day that adds a smaller share of rows is no reason to fit 
 @dataclass(slots=True)
 class _Decision:
     view: View
+    chance: Floats
     score: Floats
     warm: list[Flags]  # for each price
 
@@ -52,9 +54,12 @@ class Forecast:
         self._pending: deque[_Decision] = deque(maxlen=REPORTED_LATE + 1)
         self._next: datetime | None = None
         self._fitted_rows = 0
+        self.tally = Tally(len(sites))  # of the first budget
 
     def resettle(self, sites: Sequence[Site]) -> None:
         """Go on with these endpoints; those known already keep their memory. What was decided for the next slots is forgotten."""
+        row_of = {site.name: row for row, site in enumerate(self.memory.sites)}
+        self.tally.resettle(np.array([row_of.get(site.name, -1) for site in sites], np.int64))
         self.memory.resettle(sites)
         self._pending.clear()
         for price in self.prices:
@@ -84,6 +89,7 @@ class Forecast:
         if self.memory.slots > _LEARN_AFTER:
             rows = outcome.at_risk & (decision.view.idle >= RETURN_AFTER)
             self._samples.add(decision.view.columns[rows], outcome.returned[rows])
+        self.tally.enter(outcome, decision.warm[0], decision.chance)
         age = np.where(self.memory.certain, self.memory.age, 0)
         for price, warm in zip(self.prices, decision.warm, strict=True):
             price.pay(decision.score, warm, age)
@@ -91,10 +97,11 @@ class Forecast:
     def decide(self, at: datetime) -> tuple[frozenset[str], ...]:
         """Return for each budget who is worth being warm in the slot that begins at `at`, two slots after the newest that was told."""
         view = look(self.memory, at)
-        score = scores(self.hazard(view), view.idle)
+        chance = self.hazard(view)
+        score = scores(chance, view.idle)
         score = np.where(self.memory.age < NEVER, score, -np.inf)
         warm = [score >= price.value for price in self.prices]
-        self._pending.append(_Decision(view, score, warm))
+        self._pending.append(_Decision(view, chance, score, warm))
         return tuple(frozenset(self.memory.sites[row].name for row in np.flatnonzero(each)) for each in warm)
 
     def hazard(self, view: View) -> Floats:

@@ -20,7 +20,9 @@ LONG_IDLE_VALUE = 3.0  # a return after a long idle time is worth so many others
 _LOWEST, _STEP, _BINS = -14.0, 0.02, 900  # of the logarithm of a score
 _LONGEST_HALF_LIFE = 21 * DAY_SLOTS
 _OF_HISTORY = 1 / 6  # the half-life is this share of what history there is: a young price is quick, an old one steady
-_ENOUGH = 300  # idle slots before a price is set
+_ENOUGH = (
+    100  # idle slots before a price is set: two days of a single endpoint, which a fading memory never sums up to 300
+)
 _AT_ONCE, _BY_AND_BY = (
     3.0,
     0.02,
@@ -52,6 +54,11 @@ class Price:
     def value(self) -> float:
         """The lowest score that is bought."""
         return self._asked + self._correction + _AT_ONCE * self._overspent
+
+    @property
+    def spent_share(self) -> float | None:
+        """Share of idle time that was warm of late; None before there was any."""
+        return self._spent / self._idle if self._idle else None
 
     def forget_unsettled(self) -> None:
         """Do not count the last slots of idle times that are not long enough yet: their endpoints have changed places."""

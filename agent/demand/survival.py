@@ -5,21 +5,23 @@ The further future is looked at in coarser steps: ten minutes for six hours, the
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 import numpy as np
 
 from agent.demand.activity import NEVER
-from agent.demand.arrays import Floats
+from agent.demand.arrays import Flags, Floats
 from agent.demand.features import look
 from agent.demand.forecast import Forecast
+from agent.demand.price import scores
 from agent.demand.wall import SLOT
 
 HORIZON = timedelta(hours=48)
 _FINE = 36  # slots
 _COARSE = 3  # slots
+_SLOT_SECONDS = int(SLOT.total_seconds())
 QUANTILES = (0.1, 0.5, 0.9)
 
 
@@ -52,6 +54,28 @@ def used_within(forecast: Forecast, at: datetime, horizon: timedelta) -> Floats:
     return chance
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """A stretch of the future from `at` on: who is worth being warm in it, and with which chance each is used first in it."""
+
+    at: datetime
+    worth: Flags
+    chance: Floats
+
+
+def ahead(forecast: Forecast, at: datetime, until: datetime) -> Iterator[Step]:
+    """Yield the steps from `at` on, which is two slots after the newest report, those of half an hour on half hours in UTC.
+
+    What is worth it is so by the first budget's price.
+    """
+    seen = forecast.memory.age < NEVER
+    for slot, length in _steps((until - at) // SLOT, int(at.timestamp()) // _SLOT_SECONDS):
+        view = look(forecast.memory, at + slot * SLOT, silent=slot)
+        hazard = forecast.hazard(view)
+        worth = seen & (scores(hazard, view.idle) >= forecast.prices[0].value)
+        yield Step(at=view.at, worth=worth, chance=1 - (1 - hazard) ** length)
+
+
 def _used_by_then(forecast: Forecast, at: datetime, steps: list[tuple[int, int]]) -> Floats:
     """Return the chance of a use up to the end of each step [step, endpoint]."""
     quiet = np.zeros(len(forecast.memory.sites))  # logarithm of the chance of no use so far
@@ -64,10 +88,10 @@ def _used_by_then(forecast: Forecast, at: datetime, steps: list[tuple[int, int]]
     return used
 
 
-def _steps(slots: int) -> list[tuple[int, int]]:
-    """Return first slot and length of every step."""
-    fine = [(slot, 1) for slot in range(min(slots, _FINE))]
-    return fine + [(slot, _COARSE) for slot in range(_FINE, slots, _COARSE)]
+def _steps(slots: int, number: int = 0) -> list[tuple[int, int]]:
+    """Return first slot and length of every step; `number` is that of the first slot, if coarse ones are to begin at multiples."""
+    fine = _FINE + -(number + _FINE) % _COARSE
+    return [(slot, 1) for slot in range(min(slots, fine))] + [(slot, _COARSE) for slot in range(fine, slots, _COARSE)]
 
 
 def _first(reached: np.ndarray[tuple[int], np.dtype[np.bool_]], starts: list[datetime]) -> datetime | None:

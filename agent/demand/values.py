@@ -11,7 +11,7 @@ from agent.config import zone_name
 from agent.core.errors import Invalid, cut
 from agent.core.refs import ImageRef, ModelSource, parse_image_ref, parse_model_source
 from agent.core.units import format_duration, parse_duration
-from agent.demand.endpoint import MinScale
+from agent.demand.endpoint import MinScale, Predict
 
 MAX_ITEMS = 50  # models or images of one endpoint: as many as a NodeWarmup takes (deploy/crd.yaml)
 MAX_SCHEDULES = 16  # each may fire every minute, which costs the planner about 20 ms a cycle
@@ -75,6 +75,11 @@ def replicas(text: str) -> int:
 def min_scale(text: str) -> MinScale:
     """Parse what becomes of the minimum scale."""
     return MinScale(word(text, *MinScale))
+
+
+def predict(text: str) -> Predict:
+    """Parse what becomes of predicted windows."""
+    return Predict(word(text, *Predict))
 
 
 def priority(text: str) -> int:

@@ -15,6 +15,7 @@ On a holiday of the endpoint's calendars a window stays, with less confidence: t
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from heapq import merge
 from itertools import takewhile
@@ -59,6 +60,14 @@ def windows(
     found = [Window(ready_by=a, until=b, source=WindowSource.DECLARED) for a, b in firm if b > now]
     found += [Window(ready_by=a, until=b, source=WindowSource.DECLARED, confidence=SOFT) for a, b in softer if b > now]
     return tuple(sorted(found)[:MAX_WINDOWS])
+
+
+def with_predicted(declared: tuple[Window, ...], predicted: Iterable[Window], now: datetime) -> tuple[Window, ...]:
+    """Return declared windows and, where these leave time, predicted ones; sorted, at most MAX_WINDOWS, declared ones first."""
+    firm = _merge((w.ready_by, w.until) for w in declared)
+    left = [replace(w, ready_by=a, until=b) for w in predicted for a, b in _outside([(w.ready_by, w.until)], firm)]
+    room = MAX_WINDOWS - len(declared)
+    return tuple(sorted((*declared, *sorted(w for w in left if w.until > now)[:room])))
 
 
 def softened(window: Window) -> bool:

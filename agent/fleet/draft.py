@@ -9,17 +9,18 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import TypeVar
 
-from agent.core.assignment import Assignment, EndpointWant, ImageWant, ModelWant, Window, Workload
+from agent.core.assignment import Assignment, EndpointWant, ImageWant, ModelWant, Window, WindowSource, Workload
 from agent.core.assignment_json import format_assignment
 from agent.core.refs import EndpointKey, ImageRef, ModelUri
 from agent.demand.annotations import read_endpoint, refuse_duplicates
 from agent.demand.calendar import Almanac
-from agent.demand.endpoint import DemandDefaults, Endpoint, EndpointReading, Problem, ProblemKind, WorkloadRef
-from agent.demand.windows import softened, windows
+from agent.demand.endpoint import DemandDefaults, Endpoint, EndpointReading, Predict, Problem, ProblemKind, WorkloadRef
+from agent.demand.foretold import Windows
+from agent.demand.windows import softened, windows, with_predicted
 from agent.fleet.calendars import Calendars
 from agent.fleet.eligibility import closed
 from agent.fleet.feasible import Outlook, miss_note, outlook
@@ -60,6 +61,7 @@ class FleetState:
     calendars: tuple[ConfigMapView, ...] = ()
     heard: frozenset[str] = frozenset()
     held: Mapping[EndpointKey, frozenset[str]] = field(default_factory=dict)
+    predicted: Windows = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +90,7 @@ class _Dated:
 
     endpoint: Endpoint
     almanac: Almanac
+    predicted: tuple[Window, ...]
     windows: tuple[Window, ...]
     since: datetime
     until: datetime
@@ -110,7 +113,7 @@ class Drafter:
         told = set(self._calendars.read(state.calendars, now))
         readings = refuse_duplicates(self._read(state.workloads))
         endpoints = [r.endpoint for r in readings if r.endpoint]
-        self._windows = {e.key: self._date(e, now) for e in endpoints}
+        self._windows = {e.key: self._date(e, state.predicted, now) for e in endpoints}
         told |= {_announce(r.workload, p) for r in readings for p in r.problems}
         told |= {_tell(e.workload, "Unresolved", m) for e in endpoints for m in _unresolved(e, state.resolutions)}
         wants = self._wants = {e.key: self._same(w) for e in endpoints if (w := self._want(e, state))}
@@ -133,10 +136,11 @@ class Drafter:
         live = {node: keys for node, keys in fitting.items() if node not in gone}
         assigned = self._soften(fitting, live)
         told |= set(self._softened(endpoints, live))
-        ahead = outlook({node: wants for node, wants in assigned.items() if node in live}, yields, now)
+        ahead = self._promised(outlook({node: assigned[node] for node in live}, yields, now), now)
         told |= set(slow_notes(state.nodes, yields)) | set(self._misses(endpoints, live, ahead))
         used = frozenset(r.key for w, r in self._readings.values() if r.key and w.running)
         dated = {key: each.windows for key, each in self._windows.items()}
+        promised = {key: tuple(w for w in some if not _foretold(w)) for key, some in dated.items()}
         return Draft(
             assignments={node: Assignment(node=node, endpoints=found) for node, found in assigned.items()},
             announcements=frozenset(told),
@@ -149,8 +153,8 @@ class Drafter:
             used=used,
             misses={key: some[0].late.by for key, some in ahead.misses.items()},
             slow_nodes=frozenset(name for name, found in yields.items() if found.slow),
-            scalings=scalings(endpoints, dated),
-            provisions=provisions(endpoints, wants, dated, used, yields),
+            scalings=scalings(endpoints, promised),
+            provisions=provisions(endpoints, wants, promised, used, yields),
             wake_at=min(
                 [d.until for d in self._windows.values()]
                 + [w.ready_by for d in self._windows.values() for w in d.windows[:2] if w.ready_by > now]
@@ -169,15 +173,17 @@ class Drafter:
             self._readings[key] = (workload, reading)
         return [reading for _, reading in self._readings.values()]
 
-    def _date(self, endpoint: Endpoint, now: datetime) -> _Dated:
+    def _date(self, endpoint: Endpoint, foretold: Windows, now: datetime) -> _Dated:
         old = self._windows.get(endpoint.key)
         almanac = self._calendars.almanac
-        if old and old.endpoint is endpoint and old.almanac is almanac and old.since <= now < old.until:
+        predicted = foretold.get(endpoint.key, ()) if endpoint.predict is Predict.ON else ()
+        same = old and old.endpoint is endpoint and old.almanac is almanac and old.predicted == predicted
+        if old and same and old.since <= now < old.until:
             return old
-        found = windows(endpoint, now, almanac=almanac)
+        found = with_predicted(windows(endpoint, now, almanac=almanac), predicted, now)
         midnight = now.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
         step = midnight + (1 + (now - midnight) // _READ_AGAIN) * _READ_AGAIN
-        return _Dated(endpoint, almanac, found, now, min([step, *(w.until for w in found[:1])]))
+        return _Dated(endpoint, almanac, predicted, found, now, min([step, *(w.until for w in found[:1])]))
 
     def _want(self, endpoint: Endpoint, state: FleetState) -> EndpointWant | None:
         """Return what the endpoint needs on each of its nodes; None while the version of one of its models is unknown.
@@ -250,6 +256,12 @@ class Drafter:
             if some := ahead.misses.get(endpoint.key):
                 yield _tell(endpoint.workload, "CannotBeReady", miss_note(some, len(where[endpoint.key])))
 
+    def _promised(self, ahead: Outlook, now: datetime) -> Outlook:
+        """Return the outlook for declared windows: one that was foretold too late breaks no promise."""
+        due = {key: self._wants[key].next_window(now) for key in ahead.misses}
+        foretold = {key for key, window in due.items() if window and _foretold(window)}
+        return replace(ahead, misses={key: some for key, some in ahead.misses.items() if key not in foretold})
+
     def _fit(self, assigned: Mapping[str, tuple[EndpointKey, ...]]) -> dict[str, tuple[EndpointKey, ...]]:
         """Return what each node's NodeWarmup can hold, greater priority first: one too large would be refused as a whole."""
         self._sizes = {k: self._size(w) for k, w in self._wants.items()}
@@ -280,6 +292,11 @@ class Drafter:
             for name in names:
                 needed[name].update(self._windows[key].windows)
         return {name: tuple(sorted(found)) for name, found in needed.items()}
+
+
+def _foretold(window: Window) -> bool:
+    """Say whether a window is a guess: it is worth disk, but neither pods nor nodes, and promises nothing."""
+    return window.source is WindowSource.PREDICTED
 
 
 def _nodes_of(

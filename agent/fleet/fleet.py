@@ -16,8 +16,10 @@ from agent.core.latest import Latest, Signal
 from agent.core.names import LABEL_PLACEHOLDER
 from agent.core.refs import ImageRef, ModelUri
 from agent.core.service import Relay, Service, forever
-from agent.demand.endpoint import DemandDefaults
+from agent.demand.endpoint import DemandDefaults, Predict
+from agent.demand.foretold import Foretold, Windows
 from agent.fleet.draft import Drafter
+from agent.fleet.foretelling import Foretelling, standing_windows
 from agent.fleet.history import HistoryKeeper, HistoryReport
 from agent.fleet.keeper import Keeper, KeepReport
 from agent.fleet.ledger import Ledger
@@ -63,6 +65,8 @@ class Fleet:
         self.history: Latest[HistoryReport] = Latest(HistoryReport())
         self.keeping: Latest[KeepReport] = Latest(KeepReport())
         self.provisioning: Latest[ProvisionReport] = Latest(ProvisionReport())
+        self.foretold: Latest[Foretold] = Latest(Foretold())
+        self.predicted: Latest[Windows] = Latest({})
         self.leading: Latest[bool] = Latest(False)
         self._api, self._settings, self._identity, self._clock = api, settings, identity, clock
         self._models, self._images = models, images
@@ -111,14 +115,22 @@ class Fleet:
             self.forecast.set(Forecast())
             self.keeping.set(KeepReport())
             self.provisioning.set(ProvisionReport())
+            self.foretold.set(Foretold(failures=self.foretold.get().failures))
+            self.predicted.set({})
+            self.history.set(replace(self.history.get(), complete=False))
 
     def _services(self, sources: Sources, swept: asyncio.Event) -> list[Service]:
         s, clock = self._settings, self._clock
         known = from_warmups(sources.warmups.get().items.values())
+        self.predicted.set(standing_windows(sources.warmups.get().items.values()))
         plans = Plans(
-            models=Latest(known.models), images=Latest(known.images), forecast=self.forecast, ledger=self.ledger
+            models=Latest(known.models),
+            images=Latest(known.images),
+            forecast=self.forecast,
+            ledger=self.ledger,
+            predicted=self.predicted,
         )
-        drafter = Drafter(DemandDefaults(timezone=s.timezone, sources=s.sources))
+        drafter = Drafter(DemandDefaults(timezone=s.timezone, predict=Predict(s.predict), sources=s.sources))
         refresh = timedelta(seconds=s.resolve_seconds)
 
         async def model(uri: ModelUri) -> ResolvedModel:
@@ -156,6 +168,14 @@ class Fleet:
             self._events(history.refused),
             *self._scaling(plans),
             *self._provisioning(sources, plans),
+            Foretelling(
+                plans.endpoints,
+                self.history,
+                self.predicted,
+                self.foretold,
+                budget=s.predict_budget,
+                clock=clock,
+            ),
         ]
 
     def _scaling(self, plans: Plans) -> list[Service]:

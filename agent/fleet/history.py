@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 import structlog
@@ -39,9 +39,13 @@ _NOT_STORED = (Transient, Permanent)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HistoryReport:
-    """The tracks of all endpoints, for a forecast; when they were last written, and failures so far, for metrics."""
+    """The tracks of all endpoints, for a forecast; when they were last written, and failures so far, for metrics.
+
+    `complete` once what was kept is loaded, and Prometheus, where there is one, was asked about the past.
+    """
 
     tracks: Mapping[EndpointKey, Track] = field(default_factory=dict)
+    complete: bool = False
     written_at: datetime | None = None
     failures: Mapping[str, int] = field(default_factory=dict)
 
@@ -72,6 +76,7 @@ class HistoryKeeper:
         self._history, self._observer = History(), Observer()
         self._store = HistoryStore(api, settings.namespace)
         self._loaded = asyncio.Event()
+        self._asked = not settings.prometheus_url
         self._failed = ""
         self._failures = dict(report.get().failures)
 
@@ -158,9 +163,7 @@ class HistoryKeeper:
                 break
             for key, track in foreign.items():
                 self._history.fill(key, track)
-        self._report.set(
-            HistoryReport(tracks=self._history.tracks, written_at=now, failures=self._report.get().failures)
-        )
+        self._report.set(replace(self._report.get(), tracks=self._history.tracks, written_at=now))
 
     def _declared(self) -> Collection[EndpointKey]:
         """Return who is not to be forgotten: everybody, while it is not known who there is."""
@@ -181,6 +184,7 @@ class HistoryKeeper:
             while True:
                 endpoints = self._endpoints.get() or ()
                 await reader.read(endpoints, self._history, self._clock.now())
+                self._asked = self._asked or bool(endpoints)
                 self._failures["read"] = failures + reader.failures_total
                 self.refused.set(refusals(endpoints, reader.problems))
                 self._tell()
@@ -202,6 +206,8 @@ class HistoryKeeper:
         self._failures[what] = self._failures.get(what, 0) + 1
 
     def _tell(self) -> None:
-        written_at = self._report.get().written_at
-        report = HistoryReport(tracks=self._history.tracks, written_at=written_at, failures=dict(self._failures))
-        self._report.set(report)
+        complete = self._store.loaded and self._asked
+        told = replace(
+            self._report.get(), tracks=self._history.tracks, complete=complete, failures=dict(self._failures)
+        )
+        self._report.set(told)

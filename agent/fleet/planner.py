@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
 import structlog
@@ -14,6 +14,7 @@ from agent.core.clock import Clock
 from agent.core.latest import Latest, Signal
 from agent.core.refs import EndpointKey, ImageRef, ModelUri
 from agent.demand.endpoint import Endpoint
+from agent.demand.foretold import Windows
 from agent.fleet.draft import Draft, Drafter
 from agent.fleet.ledger import Ledger, ready_windows, settled
 from agent.fleet.provision import Provision
@@ -53,6 +54,7 @@ class Plans:
     forecast: Latest[Forecast] = field(default_factory=lambda: Latest(Forecast()))
     ledger: Latest[Ledger] = field(default_factory=lambda: Latest(Ledger()))
     endpoints: Latest[tuple[Endpoint, ...] | None] = field(default_factory=lambda: Latest(None))
+    predicted: Latest[Windows] = field(default_factory=lambda: Latest({}))
 
 
 class Planner:
@@ -79,6 +81,7 @@ class Planner:
         self._sources.attach(signal)
         self._plans.models.attach(signal)
         self._plans.images.attach(signal)
+        self._plans.predicted.attach(signal)
         try:
             await self._ready()
             while True:
@@ -93,14 +96,16 @@ class Planner:
             self._sources.detach(signal)
             self._plans.models.detach(signal)
             self._plans.images.detach(signal)
+            self._plans.predicted.detach(signal)
 
     async def _cycle(self) -> float | None:
         if not self._sources.synced:
             return None
         now, began = self._clock.now(), self._clock.monotonic()
         resolutions = Resolutions(models=self._plans.models.get(), images=self._plans.images.get())
+        state = replace(self._sources.state(resolutions), predicted=self._plans.predicted.get())
         # In a thread: a large fleet takes seconds, and the Lease must be renewed meanwhile.
-        draft = await asyncio.to_thread(self._drafter.draft, self._sources.state(resolutions), now)
+        draft = await asyncio.to_thread(self._drafter.draft, state, now)
         log.debug("planned", endpoints=draft.endpoints, seconds=self._clock.monotonic() - began)
         self._hand_on(draft)
         self._settle(draft)

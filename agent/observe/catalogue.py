@@ -167,6 +167,21 @@ HISTORY_FAILURES = _counter(
     "Histories not written, ConfigMaps that hold none, questions to Prometheus without an answer: write, shard, read",
     "what",
 )
+PREDICTED = _gauge("prewarm_predicted_windows", "Windows foretold for the coming day: on, shadow", "predict")
+PREDICTED_RETURNS = _gauge(
+    "prewarm_predicted_returns",
+    "Returns after 30 idle minutes, each counting half after a week, by what prediction did or would have: met, unmet",
+    *ENDPOINT_LABELS,
+    "outcome",
+)
+PREDICTED_IDLE_TIME = _gauge(
+    "prewarm_predicted_idle_seconds",
+    "Idle time, counting half after a week, that prediction kept warm or would have",
+    *ENDPOINT_LABELS,
+)
+PREDICTED_IDLE = _gauge("prewarm_predicted_idle_ratio", "Share of all idle time that this was of late")
+CALIBRATION = _gauge("prewarm_predicted_calibration_ratio", "Returns expected over returns seen: 1 is right")
+PREDICT_FAILURES = _counter("prewarm_predict_failures_total", "Forecasts that failed; declared windows go on")
 
 FED = (COLD_START_TOTAL, IMAGE_PULL, MODEL_LOAD, PULL_TRANSFER, PULLED_BYTES, IMAGES_LOST, HYDRATION, HYDRATED_BYTES, XIDS, GPU_TESTS,
        API_WRITES, CLAIMS, WITHDRAWALS, MEMORY_RELEASES, WINDOW_LATENESS, WINDOWS_MISSED)  # fmt: skip
@@ -174,7 +189,8 @@ READ = (ENDPOINT_READY, MODEL_BYTES, COMMITTED_BYTES, RESIDENT_BYTES, IMAGES, PI
         STORE_USED, STORE_FREE, STORE_CAPACITY, SCRUBBED, BAD_PARTS, REPAIRS, SCRUB_AGE, MEMORY_HELD, MEMORY_BUDGET, HEARTBEAT_AGE, BUILD, HYDRATION_RATE,
         HYDRATION_QUEUE, HYDRATION_ETA, PARTS, SOURCE_BYTES)  # fmt: skip
 PLANNER = (LEADING, HELD, BRAKED, WITHDRAWN, PUBLISHED, UNPUBLISHED, SLOW_NODES, KEPT, UNKEPT, PLACEHOLDERS,
-           NODE_ARRIVAL, WINDOW_LATE_AHEAD, WINDOWS_ENDED, HISTORY_ENDPOINTS, HISTORY_KNOWN, HISTORY_WRITTEN, HISTORY_FAILURES)  # fmt: skip
+           NODE_ARRIVAL, WINDOW_LATE_AHEAD, WINDOWS_ENDED, HISTORY_ENDPOINTS, HISTORY_KNOWN, HISTORY_WRITTEN, HISTORY_FAILURES,
+           PREDICTED, PREDICTED_RETURNS, PREDICTED_IDLE_TIME, PREDICTED_IDLE, CALIBRATION, PREDICT_FAILURES)  # fmt: skip
 CATALOGUE: tuple[Metric, ...] = FED + READ + PLANNER
 # What a person looks at first.
 FIRST = (COLD_START_TOTAL, IMAGE_PULL, MODEL_LOAD, HYDRATION, HYDRATED_BYTES, WINDOW_LATENESS, WINDOWS_MISSED, ENDPOINT_READY,

@@ -11,6 +11,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from agent.core.refs import EndpointKey
+from agent.demand.foretold import Foretold, Windows
+from agent.demand.history import SLOT_SECONDS
 from agent.observe import catalogue
 from agent.observe.catalogue import Kind, Metric
 
@@ -38,6 +40,8 @@ class PlannerState:
     history_known: Callable[[], float] = float
     history_written: Callable[[], float | None] = lambda: None
     history_failures: Callable[[], Mapping[str, int]] = dict
+    foretold: Callable[[], Foretold] = Foretold
+    predicted: Callable[[], Windows] = dict  # those of it that count
 
 
 class PlannerCollector(Collector):
@@ -89,6 +93,29 @@ class PlannerCollector(Collector):
         for what, count in state.history_failures().items():
             failures.add_metric((what,), count)
         yield failures
+        yield from self._foretold(state.foretold())
+
+    def _foretold(self, found: Foretold) -> Iterable[Family]:
+        on = sum(map(len, self._state.predicted().values()))
+        windows = _labelled(catalogue.PREDICTED)
+        windows.add_metric(("on",), on)
+        windows.add_metric(("shadow",), max(0, sum(map(len, found.windows.values())) - on))
+        returns, idle = _labelled(catalogue.PREDICTED_RETURNS), _labelled(catalogue.PREDICTED_IDLE_TIME)
+        for key, fared in found.fared.items():
+            labels = (key.namespace, key.name)
+            returns.add_metric((*labels, "met"), fared.met)
+            returns.add_metric((*labels, "unmet"), fared.returns - fared.met)
+            idle.add_metric(labels, fared.idle_slots * SLOT_SECONDS)
+        yield from (windows, returns, idle)
+        if found.idle_share is not None:
+            yield _family(catalogue.PREDICTED_IDLE, found.idle_share)
+        if found.calibration is not None:
+            yield _family(catalogue.CALIBRATION, found.calibration)
+        yield _family(catalogue.PREDICT_FAILURES, found.failures)
+
+
+def _labelled(metric: Metric) -> GaugeMetricFamily:
+    return GaugeMetricFamily(metric.name, metric.help, labels=metric.labels)
 
 
 def _family(metric: Metric, value: float) -> Family:

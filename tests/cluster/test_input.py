@@ -36,12 +36,7 @@ BAD: dict[str, tuple[dict[str, str], str, str, tuple[str, ...]]] = {
     "bad-uri": (SELDOM | {"prewarm.dev/models": "http://x/y"}, IMAGE, "Invalid", ("models", "http://x/y", "s3://")),
     "bad-path": (SELDOM | {"prewarm.dev/models": "s3://models/../x"}, IMAGE, "Invalid", ("models", "s3://models/../x")),
     "unknown-key": (SELDOM | {"prewarm.dev/shedule": "x"}, IMAGE, "UnknownKey", ("shedule", "prewarm.dev/schedule")),
-    "later-key": (
-        SELDOM | {"prewarm.dev/predict": "on"},
-        IMAGE,
-        "NotSupported",
-        ("predict", "'on'", "not supported"),
-    ),
+    "bad-predict": (SELDOM | {"prewarm.dev/predict": "maybe"}, IMAGE, "Invalid", ("predict", "maybe", "shadow")),
     "later-word": (
         SELDOM | {"prewarm.dev/layout": "triton"},
         IMAGE,

@@ -250,6 +250,7 @@ async def test_the_planner_reads_what_is_past_and_keeps_it(server: PrometheusSer
     assert [track.state(FIRST + n) for n in range(SLOTS)] == expected()
     assert [event.about.name for event in told] == ["b"]
     assert report.get().failures == {"read": 1}
+    assert report.get().complete
 
 
 # -- one that answers nonsense -----------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ import pytest
 
 from agent.core.refs import EndpointKey, parse_image_ref, parse_model_source
 from agent.demand.annotations import KEYS, duplicates, read_endpoint, refuse_duplicates
-from agent.demand.endpoint import MinScale, ProblemKind, Schedule
+from agent.demand.endpoint import MinScale, Predict, ProblemKind, Schedule
 from agent.kube.objects import ContainerView, PodSpecView
 from tests.unit.demand.workloads import DEFAULTS, SPEC, endpoint, read, workload
 
@@ -51,7 +51,9 @@ GOOD: list[tuple[str, str, str, object]] = [
     ("window", "1s", "window", timedelta(seconds=1)),
     ("lead", "0s", "lead", timedelta()),
     ("lead", "1d", "lead", timedelta(days=1)),
-    ("predict", "off", "nodes", 1),
+    ("predict", "off", "predict", Predict.OFF),
+    ("predict", " shadow ", "predict", Predict.SHADOW),
+    ("predict", "on", "predict", Predict.ON),
     ("nodes", "3", "nodes", 3),
     ("nodes", "all", "nodes", None),
     ("images", "on", "images", tuple(map(parse_image_ref, TEMPLATE_IMAGES))),
@@ -118,7 +120,9 @@ BAD: list[tuple[str, str, str]] = [
     ("window", "99999999d99999999h", "longer than 366 days"),
     ("lead", "1d1s", "'1d1s' is longer than 1d"),
     ("lead", "five minutes", "is not a duration"),
-    ("predict", "yes", "'yes' is not one of off, on, shadow"),
+    ("predict", "yes", "'yes' is not one of off, shadow, on"),
+    ("predict", "", "'' is not one of"),
+    ("predict", "on\n\x1b[2J" * 2000, "is not one of off, shadow, on"),
     ("nodes", "0", "'0' is not a number from 1 to 100000, or all"),
     ("nodes", "-1", "is not a number"),
     ("nodes", "1.5", "is not a number"),
@@ -174,8 +178,6 @@ def test_a_bad_value_makes_the_endpoint_invalid_and_is_told(key: str, text: str,
     ("key", "text"),
     [
         ("layout", "triton"),
-        ("predict", "on"),
-        ("predict", "shadow"),
     ],
 )
 def test_what_this_version_cannot_do_is_told_and_the_rest_works(key: str, text: str) -> None:

@@ -12,10 +12,10 @@ import pytest
 import yaml
 
 from agent.config import SourceRule
-from agent.core.assignment import Assignment, EndpointWant, ImageWant, ModelWant, Window, Workload
+from agent.core.assignment import Assignment, EndpointWant, ImageWant, ModelWant, Window, WindowSource, Workload
 from agent.core.assignment_json import format_assignment
 from agent.core.refs import Digest, EndpointKey, ImageRef, ModelUri, parse_image_ref, parse_model_uri
-from agent.demand.endpoint import DemandDefaults
+from agent.demand.endpoint import DemandDefaults, Predict
 from agent.demand.values import MAX_ITEMS
 from agent.demand.windows import MAX_WINDOWS
 from agent.fleet.draft import MAX_ENDPOINTS, MAX_SPEC_BYTES, Draft, Drafter, FleetState
@@ -69,6 +69,23 @@ def draft(
     return Drafter(DEFAULTS).draft(state, now)
 
 
+def foretold(hours: float, until: float, chance: int = 60) -> Window:
+    """A predicted window, hours after NOW."""
+    begin, end = (NOW + timedelta(hours=h) for h in (hours, until))
+    return Window(ready_by=begin, until=end, source=WindowSource.PREDICTED, confidence=chance)
+
+
+def predicting(predict: str, schedule: str = "", *guesses: Window) -> Draft:
+    """The draft of one endpoint for which windows are foretold."""
+    state = FleetState(
+        workloads=(workload(predict=predict, schedule=schedule, provision="on", **{"min-scale": "apply"}),),
+        nodes=(node("n1"),),
+        resolutions=KNOWN,
+        predicted={CHAT: guesses},
+    )
+    return Drafter(DEFAULTS).draft(state, NOW)
+
+
 def told(found: Draft) -> list[tuple[str, str]]:
     return sorted((a.about.name, a.reason) for a in found.announcements)
 
@@ -87,6 +104,57 @@ def test_endpoint_goes_to_its_node_with_versions_and_windows() -> None:
     assert found.announcements == frozenset()
     assert found.models == {URI: want.windows}
     assert found.images == {IMAGE: want.windows}
+
+
+def test_predicted_windows_are_assigned_where_predict_is_on() -> None:
+    guesses = (foretold(-1, 2), foretold(6, 7, 80))
+    found = predicting("on", "", *guesses)
+    assert found.assignments["n1"].endpoints[0].windows == found.windows[CHAT] == guesses
+    assert found.models == {URI: guesses}
+    assert found.scalings[0].windows == (), "pods are not raised for a guess"
+    assert [p.windows for p in found.provisions] == [()], "nor are nodes brought up"
+
+
+@pytest.mark.parametrize("predict", ["shadow", "off", ""])
+def test_in_shadow_the_draft_is_as_without_a_forecast(predict: str) -> None:
+    found = predicting(predict, "0 9 * * *", foretold(-1, 2), foretold(6, 7))
+    assert found == predicting(predict, "0 9 * * *")
+
+
+def test_the_setting_says_what_is_predicted_where_no_annotation_does() -> None:
+    state = FleetState(
+        workloads=(workload(schedule=""), workload("calm", schedule="", predict="off")),
+        nodes=(node("n1"),),
+        resolutions=KNOWN,
+        predicted=dict.fromkeys((CHAT, replace(CHAT, name="calm")), (foretold(1, 2),)),
+    )
+    found = Drafter(replace(DEFAULTS, predict=Predict.ON)).draft(state, NOW)
+    assert [len(e.windows) for e in found.assignments["n1"].endpoints] == [0, 1]
+
+
+def test_declared_windows_come_before_predicted_ones() -> None:
+    found = predicting("on", "0 9 * * *", foretold(0.5, 3), foretold(1, 1.5), foretold(30, 31))
+    first, declared, rest, *_ = found.windows[CHAT]
+    assert (declared.source, declared.ready_by) == (WindowSource.DECLARED, NOW + timedelta(minutes=55))
+    assert (first, rest) == (foretold(0.5, 55 / 60), foretold(2, 3))
+    guesses = [foretold(n / 10, n / 10 + 0.05) for n in range(MAX_WINDOWS + 10)]
+    crowded = predicting("on", "0 9 * * *", *guesses).windows[CHAT]
+    assert sum(w.source is WindowSource.DECLARED for w in crowded) == 3
+    assert len(crowded) == MAX_WINDOWS
+
+
+def test_a_guess_that_comes_too_late_is_no_miss() -> None:
+    large = replace(LLAMA, size_bytes=10**13)
+    state = FleetState(
+        workloads=(workload(schedule="", predict="on"),),
+        nodes=(node("n1"),),
+        resolutions=replace(KNOWN, models={URI: Resolution(value=large)}),
+        predicted={CHAT: (foretold(0.5, 2),)},
+    )
+    found = Drafter(DEFAULTS).draft(state, NOW)
+    assert (found.misses, told(found)) == ({}, [])
+    promised = Drafter(DEFAULTS).draft(replace(state, workloads=(workload(),)), NOW)
+    assert told(promised) == [("chat", "CannotBeReady")]
 
 
 def test_a_clock_that_is_set_back_does_not_keep_the_windows_of_the_future() -> None:

@@ -183,6 +183,22 @@ def test_a_leader_that_is_told_to_stop_writes_what_it_saw() -> None:
     told(story())
 
 
+def test_histories_are_complete_once_what_was_kept_is_loaded() -> None:
+    async def story() -> None:
+        leader = Leader(FakeApiServer())
+        leader.api.down = True
+        leader.start()
+        leader.sees(CHAT)
+        await minutes(15)
+        assert not leader.report.get().complete
+        leader.api.down = False
+        await minutes(1)
+        assert leader.report.get().complete
+        await leader.stop()
+
+    told(story())
+
+
 def test_nothing_is_written_while_nothing_is_new() -> None:
     async def story() -> None:
         server = FakeApiServer()
