@@ -26,7 +26,9 @@ the rounds. `durable` counts until a `sync` after the command has ended. `to the
 `both at once` (a bare C program, `bench/floor.c`) in the same round; `lead over it` is prewarm's durable rate from the manifest ÷ this row's in the same
 round. CPU is that of all the client's processes, PSS their peak together.
 
-A load above the number of CPUs means that other work had a part of the machine: such a table decides nothing.
+A load above the number of CPUs means that other work had a part of the machine, or that many threads waited for its disk, as
+during `sync`. A peer's share of the limit bounds every lead over it: what is no faster than that program leads one that reaches
+0.82 by at most 1.22. prewarm sums every byte and makes each file durable before it says so; `bare loop in Python` sums, and keeps no journal.
 """
 
 Runs = Sequence[Sample | None]
