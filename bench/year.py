@@ -219,6 +219,8 @@ class Node:
             ends += [hour, hour + MEASURE_SECONDS]
             if self.now % HOUR < MEASURE_SECONDS:
                 ends.append(hour - HOUR + MEASURE_SECONDS)
+            if self.line.rate(self.now) and self.pace.running < 2:  # not measured yet since it began
+                ends.append(self.now + MEASURE_SECONDS)
         return max(self.now + 1, min(ends, default=float("inf")))
 
     def lacks_room(self, want: ModelWant) -> bool:

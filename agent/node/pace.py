@@ -24,7 +24,8 @@ _SAVE_SECONDS = 300.0
 class PaceKeeper:
     """A service that samples the rate of running downloads into the cell `pace`.
 
-    Not in their first seconds, which tell of connections, nor while a pod waits for an image: downloads make way for it then.
+    Not in their first seconds, which tell of connections, nor while a pod waits for an image: downloads make way for it then. From
+    one download to the next the present rate stands, for what waits is reckoned by it.
     """
 
     name = "pace"
@@ -33,7 +34,7 @@ class PaceKeeper:
         self, *, models: Latest[ModelsView], plan: Latest[NodePlan], pace: Latest[Pace], path: Path, clock: Clock
     ) -> None:
         self._models, self._plan, self._pace, self._path, self._clock = models, plan, pace, path, clock
-        self._sampled_at = self._saved_at = float("-inf")
+        self._sampled_at = self._saved_at = self._ran_at = float("-inf")
 
     async def run(self) -> None:
         """Sample until cancelled."""
@@ -43,7 +44,7 @@ class PaceKeeper:
         self._models.attach(signal)
         try:
             while True:
-                await signal.wait()
+                await signal.wait(_SAMPLE_SECONDS if self._pace.get().running else None)
                 if self.look() and self._clock.monotonic() - self._saved_at >= _SAVE_SECONDS:
                     self._saved_at = self._clock.monotonic()
                     await asyncio.to_thread(self._save, self._pace.get())
@@ -56,8 +57,10 @@ class PaceKeeper:
         rate = sum(s.rate_bytes_per_second for s in self._models.get().states.values() if s.busy)
         if rate < 1 or any(p.urgent for p in self._plan.get().pulls):
             self._sampled_at = now
-            self._pace.set(self._pace.get().paused())
+            if now - self._ran_at >= _SAMPLE_SECONDS:
+                self._pace.set(self._pace.get().paused())
             return False
+        self._ran_at = now
         if now - self._sampled_at < _SAMPLE_SECONDS:
             return False
         self._sampled_at = now

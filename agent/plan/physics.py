@@ -17,6 +17,7 @@ K = TypeVar("K")
 LONGEST_SECONDS = 366 * 86400.0  # work that takes longer than any window is known ahead starts now in any case
 LONG_AGO = datetime.min.replace(tzinfo=UTC)
 SLOW_SHARE = 1 / 3  # of the pool's median rate
+SPELL_SECONDS = 3600.0  # for how long a rate of now is expected to hold: rates differ more between hours than within
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,15 +57,23 @@ def latest_starts(jobs: Sequence[Job[K]], margin: timedelta) -> list[datetime]:
     return [before(start, margin.total_seconds()) for start in reversed(starts)]
 
 
-def late_jobs(jobs: Iterable[Job[K]], now: datetime, margin: timedelta) -> list[Late[K]]:
-    """Return the jobs that are not done by `margin` before they are due, though work begins now and never stops."""
+def late_jobs(jobs: Iterable[Job[K]], now: datetime, margin: timedelta, share: float = 1.0) -> list[Late[K]]:
+    """Return the jobs that are not done by `margin` before they are due, though work begins now and never stops.
+
+    `share` is what the rate of now is of the usual one that the jobs' seconds rest on: see `lasting`.
+    """
     found, behind = [], 0.0
     for job in sorted(jobs, key=lambda j: j.due):
-        done = _after(now, behind + job.seconds + margin.total_seconds())
+        done = _after(now, lasting(behind + job.seconds, share) + margin.total_seconds())
         if done > job.due and job.seconds > 0:
             found.append(Late(job=job, done=done, behind_seconds=behind))
         behind += job.seconds
     return found
+
+
+def lasting(seconds: float, share: float) -> float:
+    """Return how long work of so many seconds takes that goes at `share` (above 0, at most 1) of its rate for a spell."""
+    return min(seconds / share, seconds + SPELL_SECONDS * (1 - share))
 
 
 def before(at: datetime, seconds: float) -> datetime:

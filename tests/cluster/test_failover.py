@@ -32,7 +32,7 @@ from tests.cluster.product import (
 )
 from tests.cluster.test_truth import no_planner, planners
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(420)]
 
 WARMUPS = "/apis/prewarm.dev/v1alpha1/nodewarmups"
 LEASE = f"/apis/coordination.k8s.io/v1/namespaces/{NAMESPACE}/leases/prewarm-planner"

@@ -45,9 +45,35 @@ def test_running_downloads_are_sampled_every_ten_seconds(tmp_path: Path) -> None
         assert len(pace.get().samples) == 70
         assert pace.get().present_bytes_per_second == 1e8 + 699
         models.set(running(0))
+        await asyncio.sleep(9)
+        service.look()
+        assert pace.get().present_bytes_per_second == 1e8 + 699  # another may follow
+        await asyncio.sleep(1)
         service.look()
         assert (len(pace.get().samples), pace.get().present_bytes_per_second) == (70, 0)
         assert 1e8 <= pace.get().bytes_per_second < 1e8 + 100
+
+    run_virtual(measure())
+
+
+def test_the_present_rate_ends_soon_after_the_last_download(tmp_path: Path) -> None:
+    async def measure() -> None:
+        service, models, pace = keeper(tmp_path / "pace.json", ModelsView())
+        task = asyncio.create_task(service.run(), name="pace")
+        for n in range(5000):  # a thread writes the file: it takes its own time
+            await asyncio.sleep(1)
+            models.set(running(1e8 + n) if n % 15 else ModelsView())
+            if pace.get().running > 2:
+                break
+        assert pace.get().present_bytes_per_second > 1e8
+        models.set(ModelsView())
+        for _ in range(5000):
+            await asyncio.sleep(1)
+            if not pace.get().running:
+                break
+        assert pace.get().present_bytes_per_second == 0
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
 
     run_virtual(measure())
 

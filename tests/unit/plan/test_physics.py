@@ -12,7 +12,7 @@ from agent.core.assignment import ModelWant
 from agent.core.refs import parse_model_uri
 from agent.plan.decision import HydrateStep, gives_way
 from agent.plan.pace import MOST_SAMPLES, Pace, format_pace, parse_pace
-from agent.plan.physics import LONG_AGO, Job, late_jobs, latest_starts, share_of
+from agent.plan.physics import LONG_AGO, Job, lasting, late_jobs, latest_starts, share_of
 
 NOW = datetime(2026, 3, 2, 8, tzinfo=UTC)
 JOBS = st.lists(
@@ -55,6 +55,16 @@ def test_what_misses_is_told_with_how_much_and_what_stood_before_it() -> None:
     second = Job(key="b", due=NOW + timedelta(minutes=11), seconds=240.0)
     (late,) = late_jobs([second, first], NOW, timedelta(minutes=1))
     assert (late.job.key, late.by, late.behind_seconds) == ("b", timedelta(minutes=2), 480.0)
+
+
+def test_a_slow_hour_is_taken_to_end() -> None:
+    assert [lasting(s, 0.5) for s in (0, 60, 1800, 1801, 36000)] == [0, 120, 3600, 3601, 37800]
+    assert lasting(36000, 1) == 36000
+    job = Job(key="a", due=NOW + timedelta(hours=3), seconds=7200.0)
+    assert [late.by for late in late_jobs([job], NOW, timedelta(0), 0.1)] == []
+    assert [late.by for late in late_jobs([job], NOW + timedelta(hours=1), timedelta(0), 0.1)] == [
+        timedelta(minutes=54)
+    ]
 
 
 def test_endless_work_and_odd_times_are_bounded() -> None:

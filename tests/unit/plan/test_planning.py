@@ -203,6 +203,23 @@ def test_a_download_that_is_slower_than_usual_is_reckoned_with_at_its_present_ra
     assert plan(tight, fast, NOW + timedelta(minutes=6), LIMITS).endpoints[0].ready_at is None
 
 
+def test_what_waits_behind_a_slow_download_is_reckoned_slow_for_a_while_too() -> None:
+    def behind(opens_in: timedelta) -> Assignment:
+        first = endpoint("first", opens_in=timedelta(minutes=9), images=(), models=(model(A, 30 * 10**9),))
+        second = endpoint("second", opens_in=opens_in, images=(), models=(model(B, 600 * 10**9, "b/"),))
+        return Assignment(endpoints=(first, second))
+
+    state = ModelState(digest=A, busy=True, total_bytes=30 * 10**9)
+    usual = Inventory(models={A: state}, pace_bytes_per_second=1e9, present_bytes_per_second=1e9)
+    slow = replace(usual, present_bytes_per_second=5e8)
+    told = [plan(behind(timedelta(minutes=15)), now, NOW, LIMITS).endpoints[1] for now in (usual, slow)]
+    assert [t.ready_at for t in told] == [None, NOW + timedelta(minutes=21)]
+    later = [plan(behind(timedelta(hours=5)), now, NOW, LIMITS).endpoints[1] for now in (usual, slow)]
+    assert [t.ready_at for t in later] == [None, None]
+    assert later[0].start_at == NOW + timedelta(hours=5, minutes=-10) - LIMITS.warm_ahead
+    assert later[1].start_at == later[0].start_at - timedelta(minutes=10, seconds=30)
+
+
 def test_unhealthy_gpus_stop_hydration_and_say_why() -> None:
     inventory = Inventory(gpu=GpuReport(verdict=GpuVerdict.UNHEALTHY, reason="GPU 3 is lost"))
     decided = plan(Assignment(endpoints=(endpoint(gpus=8),)), inventory, NOW, LIMITS)
