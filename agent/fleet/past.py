@@ -79,12 +79,15 @@ async def _each(queries: Mapping[EndpointKey, str], ask: Callable[[str], Awaitab
                 if len(silent) > _SILENT:
                     raise
 
+    away = ""
     try:
         async with asyncio.TaskGroup() as tasks:
             for key, query in queries.items():
                 tasks.create_task(one(key, query), name=f"past of {key}")
     except* Transient as group:
-        raise Transient(str(group.exceptions[0])) from group
+        away = str(group.exceptions[0])  # what is raised here would come out in a group again
+    if away:
+        raise Transient(away)
     return Past(found=found, refused=refused)
 
 
