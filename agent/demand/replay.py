@@ -1,4 +1,4 @@
-"""The forecast as a policy that is stepped through recorded traffic: the code that the planner is to run, and does not call yet.
+"""The forecast as a policy that is stepped through recorded traffic: the code that the planner runs, told the same way.
 
 `policy(endpoints, slot_seconds, budget)` makes one; endpoints have a name, a time zone and a group, and several budgets share all but
 their prices. `replicas(endpoint, slot_seconds)` is the forecast of one series' replicas.
