@@ -21,9 +21,8 @@ from agent.demand import replay
 from agent.demand.activity import REPORTED_LATE, RETURN_AFTER
 from agent.demand.arrays import Flags, Floats, decay
 from agent.demand.recording import Recording, idle_before
-from agent.demand.survival import used_within
 from agent.demand.wall import DAY_SLOTS, SLOT_SECONDS
-from agent.demand.worth import SOON, keep
+from agent.demand.worth import keep, soon
 
 SHARES = (0.2, 0.5)
 PREFETCHING = ("forecast", "Belady, prefetch")
@@ -53,13 +52,13 @@ def worths(recording: Recording) -> Mapping[str, Floats]:
         "LRU": last,
         "LFU, one day": often,
         "Belady": coming,
-        "forecast": forecast_chances(recording),
+        "forecast": forecast_worth(recording),
         "Belady, prefetch": coming,
     }
 
 
-def forecast_chances(recording: Recording) -> Floats:
-    """Return the chance of a use within the hour, by the planner's own forecast, told of each slot two slots late."""
+def forecast_worth(recording: Recording) -> Floats:
+    """Return what a place is worth by the planner's own forecast, told of each slot two slots late."""
     names = np.array([endpoint.name for endpoint in recording.endpoints])
     policy = replay.policy(recording.endpoints, SLOT_SECONDS, 0.2)
     found = np.zeros(recording.active.T.shape, np.float32)
@@ -68,7 +67,7 @@ def forecast_chances(recording: Recording) -> Floats:
         used = names[recording.active[:, told]].tolist() if recording.known[told] else None
         policy.step(recording.at(slot), used)
         if recording.counted[slot]:
-            found[slot] = used_within(policy.forecast, recording.at(slot), SOON)
+            found[slot] = soon(policy.forecast, recording.at(slot))
     return found
 
 

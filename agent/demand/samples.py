@@ -30,7 +30,7 @@ class Samples:
         daily = endpoints * DAY_SLOTS
         self._quiet_every = max(_QUIET_EVERY, daily * _DAYS_WANTED // CAPACITY)
         self._return_every = max(1, self._quiet_every // 16)
-        self._columns = np.zeros((0, columns), np.float32)
+        self._columns = np.zeros((CAPACITY, columns), np.float32)  # takes memory as it fills: grown by copies, it would halt a step
         self._returned = np.zeros(CAPACITY, np.float32)
         self._counts = np.zeros(CAPACITY, np.float32)
         self._passed = [0, 0]  # rows without and with a return that came by
@@ -45,7 +45,6 @@ class Samples:
             kept[rows[(self._passed[kind] + np.arange(len(rows))) % every == 0]] = True
             self._passed[kind] += len(rows)
         count = int(kept.sum())
-        self._grow(self.added + count)
         at = (self.added + np.arange(count)) % CAPACITY
         self._columns[at] = columns[kept]
         self._returned[at] = returned[kept]
@@ -57,9 +56,3 @@ class Samples:
         """Return all rows that are kept, as views: use them before the next `add`."""
         count = min(self.added, CAPACITY)
         return Training(columns=self._columns[:count], returned=self._returned[:count], counts=self._counts[:count])
-
-    def _grow(self, wanted: int) -> None:
-        have = len(self._columns)
-        if wanted > have and have < CAPACITY:
-            more = min(CAPACITY, max(wanted, 2 * have, 4096)) - have
-            self._columns = np.concatenate([self._columns, np.zeros((more, self._columns.shape[1]), np.float32)])

@@ -47,13 +47,6 @@ def next_use(forecast: Forecast, at: datetime, horizon: timedelta = HORIZON) -> 
     return found
 
 
-def used_within(forecast: Forecast, at: datetime, horizon: timedelta) -> Floats:
-    """Return for every endpoint the chance of a use from the slot at `at` on, in half hours; 0 for one never seen."""
-    steps = [(slot, _COARSE) for slot in range(0, horizon // SLOT, _COARSE)]
-    chance: Floats = np.where(forecast.memory.age < NEVER, _used_by_then(forecast, at, steps)[-1], 0)
-    return chance
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
     """A stretch of the future from `at` on: who is worth being warm in it, and with which chance each is used first in it."""

@@ -3,7 +3,7 @@ from __future__ import annotations
 from datetime import timedelta
 
 from agent.demand.forecast import Forecast
-from agent.demand.survival import next_use, used_within
+from agent.demand.survival import next_use
 from tests.unit.demand.traffic import START, Active, never, office, play, sites, slots
 
 
@@ -21,10 +21,6 @@ def test_by_night_the_next_use_is_the_morning_and_after_a_friday_it_is_not_satur
         assert timedelta(hours=8) <= use.p50 - thursday <= timedelta(hours=12), "nine in the morning"
         assert use.p10 <= use.p50
         assert use.p90 is None or use.p50 <= use.p90
-    soon, late = (used_within(forecast, thursday, timedelta(hours=hours)) for hours in (1, 12))
-    assert (soon[:5] < 0.1).all()
-    assert (late[:5] > 0.8).all(), "nine in the morning is among them"
-    assert late[5] == 0, "never used"
     play(forecast, traffic, slots(1, START + timedelta(days=10.95)), refit=True)
     after_friday = next_use(forecast, thursday + timedelta(days=1), horizon=timedelta(hours=36))
     assert all(after_friday[f"e{row}"].p50 is None for row in range(5)), "no use before Sunday noon"

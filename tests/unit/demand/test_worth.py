@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+from datetime import timedelta
 from itertools import combinations
 
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agent.demand.activity import Activity
 from agent.demand.arrays import Flags, Floats
-from agent.demand.worth import keep
+from agent.demand.forecast import Forecast
+from agent.demand.worth import keep, soon, together
+from tests.unit.demand.traffic import START, Active, every, never, play, sites, slots
 
 
 def kept(chance: list[float], held: list[bool], room: float, size: list[float] | None = None) -> list[int]:
@@ -45,3 +49,42 @@ def test_of_one_size_no_other_choice_is_worth_more(models: list[tuple[float, boo
 
 def _worth(chance: Floats, held: Flags, rows: list[int]) -> float:
     return float((chance * np.where(held, 1.5, 1))[rows].sum())
+
+
+def test_what_is_used_sooner_is_worth_more_and_what_was_never_used_nothing() -> None:
+    traffic: list[Active] = [every(1), every(1, 20), every(6), never]
+    forecast = Forecast(sites(4), [0.2])
+    play(forecast, traffic, slots(4), refit=False)
+    worth = soon(forecast, START + timedelta(days=4, minutes=20))
+    assert worth[1] > worth[0] > worth[2] > worth[3] == 0, "used now, in forty minutes, in hours, never"
+
+
+def test_those_who_fell_silent_together_are_known_by_their_number() -> None:
+    random, memory = np.random.default_rng(1), Activity(sites(40))
+    for at in slots(3):
+        memory.observe(at, random.random(40) < 0.9)
+    everyone, half = np.full(40, True), np.arange(40) < 20
+    memory.observe(START, everyone)
+    for at in slots(0.03, START + timedelta(days=3)):
+        memory.observe(at, half)
+    chance = together(memory)
+    assert (chance[:20] == 0).all(), "they are not idle"
+    assert (chance[20:] > 0.5).all()
+    memory.observe(START, half)
+    alone = np.arange(40) != 5
+    for at in slots(0.03, START + timedelta(days=3)):
+        memory.observe(at, alone)
+    assert together(memory)[5] == 0, "one is silent for reasons of its own"
+
+
+def test_after_a_common_silence_whoever_is_active_most_is_worth_most() -> None:
+    random = np.random.default_rng(2)
+    draws = random.random((40, 1000))
+    shares = np.linspace(0.3, 0.95, 40)
+    forecast = Forecast(sites(40), [0.2])
+    traffic: list[Active] = [lambda at, row=row: bool(draws[row, int((at - START).total_seconds()) // 600] < shares[row]) for row in range(40)]
+    play(forecast, traffic, slots(5), refit=False)
+    play(forecast, [lambda at: True] * 40, slots(1 / 144, START + timedelta(days=5)), refit=False)
+    play(forecast, [never] * 40, slots(5 / 144, START + timedelta(days=5, minutes=10)), refit=False)
+    worth = soon(forecast, START + timedelta(days=5, minutes=70))
+    assert np.corrcoef(worth, shares)[0, 1] > 0.9
