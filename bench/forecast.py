@@ -90,7 +90,9 @@ def main() -> None:
     print(f"{asked.endpoints} endpoints, {asked.days} days of {DAY_SLOTS} steps, CPU time")
     print(f"step: mean {np.mean(cost.steps_ms):.2f} ms, p99 {np.percentile(cost.steps_ms, 99):.2f} ms")
     print("slowest steps:", ", ".join(f"{ms:.1f} ms (no. {step})" for step, ms in slowest))
-    print(f"fit: {len(cost.fits_s)} times, mean {np.mean(cost.fits_s):.2f} s, longest {max(cost.fits_s, default=0):.2f} s")
+    print(
+        f"fit: {len(cost.fits_s)} times, mean {np.mean(cost.fits_s):.2f} s, longest {max(cost.fits_s, default=0):.2f} s"
+    )
     print(f"memory of the process at its highest: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MB")
 
 

@@ -30,7 +30,9 @@ class Samples:
         daily = endpoints * DAY_SLOTS
         self._quiet_every = max(_QUIET_EVERY, daily * _DAYS_WANTED // CAPACITY)
         self._return_every = max(1, self._quiet_every // 16)
-        self._columns = np.zeros((CAPACITY, columns), np.float32)  # takes memory as it fills: grown by copies, it would halt a step
+        self._columns = np.zeros(
+            (CAPACITY, columns), np.float32
+        )  # takes memory as it fills: grown by copies, it would halt a step
         self._returned = np.zeros(CAPACITY, np.float32)
         self._counts = np.zeros(CAPACITY, np.float32)
         self._passed = [0, 0]  # rows without and with a return that came by

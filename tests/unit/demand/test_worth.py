@@ -52,11 +52,11 @@ def _worth(chance: Floats, held: Flags, rows: list[int]) -> float:
 
 
 def test_what_is_used_sooner_is_worth_more_and_what_was_never_used_nothing() -> None:
-    traffic: list[Active] = [every(1), every(1, 20), every(6), never]
+    traffic: list[Active] = [every(1), every(1, 20), every(6, 180), never]
     forecast = Forecast(sites(4), [0.2])
     play(forecast, traffic, slots(4), refit=False)
-    worth = soon(forecast, START + timedelta(days=4, minutes=20))
-    assert worth[1] > worth[0] > worth[2] > worth[3] == 0, "used now, in forty minutes, in hours, never"
+    worth = soon(forecast, START + timedelta(days=4, minutes=10))
+    assert worth[1] > worth[0] > worth[2] > worth[3] == 0, "used in ten minutes, in fifty, in hours, never"
 
 
 def test_those_who_fell_silent_together_are_known_by_their_number() -> None:
@@ -82,7 +82,10 @@ def test_after_a_common_silence_whoever_is_active_most_is_worth_most() -> None:
     draws = random.random((40, 1000))
     shares = np.linspace(0.3, 0.95, 40)
     forecast = Forecast(sites(40), [0.2])
-    traffic: list[Active] = [lambda at, row=row: bool(draws[row, int((at - START).total_seconds()) // 600] < shares[row]) for row in range(40)]
+    traffic: list[Active] = [
+        lambda at, row=row: bool(draws[row, int((at - START).total_seconds()) // 600] < shares[row])
+        for row in range(40)
+    ]
     play(forecast, traffic, slots(5), refit=False)
     play(forecast, [lambda at: True] * 40, slots(1 / 144, START + timedelta(days=5)), refit=False)
     play(forecast, [never] * 40, slots(5 / 144, START + timedelta(days=5, minutes=10)), refit=False)
