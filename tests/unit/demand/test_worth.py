@@ -78,14 +78,12 @@ def test_those_who_fell_silent_together_are_known_by_their_number() -> None:
 
 
 def test_after_a_common_silence_whoever_is_active_most_is_worth_most() -> None:
-    random = np.random.default_rng(2)
-    draws = random.random((40, 1000))
-    shares = np.linspace(0.3, 0.95, 40)
-    forecast = Forecast(sites(40), [0.2])
-    traffic: list[Active] = [
-        lambda at, row=row: bool(draws[row, int((at - START).total_seconds()) // 600] < shares[row])
-        for row in range(40)
-    ]
+    draws, shares = np.random.default_rng(2).random((40, 1000)), np.linspace(0.3, 0.95, 40)
+
+    def usually(row: int) -> Active:
+        return lambda at: bool(draws[row, int((at - START).total_seconds()) // 600] < shares[row])
+
+    forecast, traffic = Forecast(sites(40), [0.2]), [usually(row) for row in range(40)]
     play(forecast, traffic, slots(5), refit=False)
     play(forecast, [lambda at: True] * 40, slots(1 / 144, START + timedelta(days=5)), refit=False)
     play(forecast, [never] * 40, slots(5 / 144, START + timedelta(days=5, minutes=10)), refit=False)
