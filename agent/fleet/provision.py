@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import Enum, auto
 from statistics import median
+from types import MappingProxyType
 
 from agent.core.assignment import EndpointWant, Window
 from agent.core.refs import EndpointKey
@@ -44,9 +45,18 @@ class Provision:
         """Return when nodes are asked for, if one takes `lead` to come."""
         return window.ready_by - lead - self.warming
 
-    def open_window(self, now: datetime, lead: timedelta) -> Window | None:
-        """Return the window for which nodes are wanted now."""
-        return next((w for w in self.windows if self.begins(w, lead) <= now < w.until), None)
+    def open_window(self, now: datetime, lead: timedelta, over: datetime | None = None) -> Window | None:
+        """Return the window for which nodes are wanted now; `over` is until when its placeholders were made to stand.
+
+        A window that has them stays open however much sooner nodes are reckoned to come by now: else the nodes would go, and come again.
+        """
+        for window in self.windows:
+            begins = self.begins(window, lead)
+            if over is not None and window.ready_by < over:
+                begins = min(begins, window.ready_by - _MOST_LEAD - _MOST_WARMING)
+            if begins <= now < window.until:
+                return window
+        return None
 
     def next_change(self, now: datetime, lead: timedelta) -> datetime | None:
         """Return when the next window begins to want nodes, is due, or ends."""
@@ -113,17 +123,30 @@ def provisions(
     return tuple(found)
 
 
-def asks(found: Iterable[Provision], now: datetime, lead: timedelta, most: int) -> list[Ask]:
+def asks(
+    found: Iterable[Provision],
+    now: datetime,
+    lead: timedelta,
+    most: int,
+    *,
+    over: Mapping[EndpointKey, datetime] = MappingProxyType({}),
+    roomy: Collection[EndpointKey] = (),
+    resting: Collection[EndpointKey] = (),
+) -> list[Ask]:
     """Return what is wanted now, at most `most` in all: those of greater priority first, then those due sooner.
 
-    An endpoint that has pods wants none: each of them asks for what it needs by itself.
+    An endpoint that has pods wants none: each of them asks for what it needs by itself. One of `roomy` had room when it last asked,
+    and comes after all others, so that asking again takes nothing from them; one of `resting` does not ask just now.
+    Of `over` see `Provision.open_window`.
     """
-    opened = [(p, w) for p in found if not p.running and (w := p.open_window(now, lead))]
+    opened = [(p, w) for p in found if not p.running and (w := p.open_window(now, lead, over.get(p.key)))]
+    opened.sort(key=lambda pair: (pair[0].key in roomy, -pair[0].priority, pair[1].ready_by, pair[0].key))
     asked, left = [], most
-    for provision, window in sorted(opened, key=lambda pair: (-pair[0].priority, pair[1].ready_by, pair[0].key)):
+    for provision, window in opened:
         wanted = -(-provision.nodes // 3) if softened(window) else provision.nodes
-        asked.append(Ask(provision=provision, window=window, wanted=wanted, count=min(wanted, left)))
-        left -= asked[-1].count
+        count = 0 if provision.key in resting else min(wanted, left)
+        asked.append(Ask(provision=provision, window=window, wanted=wanted, count=count))
+        left -= count
     return asked
 
 

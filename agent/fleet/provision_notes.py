@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 
-from agent.fleet.provision import Answer, Ask, Provision
+from agent.fleet.provision import Answer, Ask, Provision, waits
 from agent.kube.events import Announcement, EventType
 from agent.kube.objects import ObjectRef
 from agent.kube.placeholders import PlaceholderView
@@ -38,7 +38,7 @@ def standing_notes(
     asked: Iterable[Ask], standing: Iterable[PlaceholderView], now: datetime, most: int
 ) -> Iterator[Announcement]:
     """Say what is amiss: a due window without its nodes, and less asked for than is wanted."""
-    waiting = {p.key for p in standing if p.alive and not p.node}
+    waiting = {p.key for p in standing if p.alive and waits(p, now)}
     for ask in asked:
         if ask.provision.key in waiting and now >= ask.window.ready_by:
             text = (

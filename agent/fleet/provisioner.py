@@ -83,6 +83,7 @@ class Provisioner:
         self._arrivals = Arrivals(api, limits.namespace)
         self._notes: dict[EndpointKey, Announcement] = {}  # how the last attempt for an endpoint ended
         self._pauses: dict[EndpointKey, float] = {}  # no placeholder is made before this (monotonic seconds)
+        self._roomy: frozenset[EndpointKey] = frozenset()  # had room when they last asked
         self._seen: dict[str, EndpointKey] = {}  # by uid: alive at the last look
         self._removed: set[str] = set()  # uids, until the watch shows it
 
@@ -114,52 +115,63 @@ class Provisioner:
             return None
         if listing.synced:
             await self._arrivals.look(listing.items, self._sources.nodes.get().items)
-        now, lead = self._clock.now(), lead_of(self._arrivals.seconds, limits.lead)
-        asked = asks(found, now, lead, limits.nodes)
+        now, monotonic, lead = self._clock.now(), self._clock.monotonic(), lead_of(self._arrivals.seconds, limits.lead)
+        alive = self._alive(listing.items.values())
+        resting = {k for k in self._roomy if self._pauses.get(k, 0.0) > monotonic} - {p.key for p in alive}
+        over = {p.key: p.over for p in sorted(alive, key=lambda p: p.over or now) if p.over}
+        asked = asks(found, now, lead, limits.nodes, over=over, roomy=self._roomy, resting=resting)
         if not listing.current:
             if not listing.synced and listing.error:
                 blind = f"{NOT_INSTALLED}: {listing.error}"
                 self._said.set(frozenset(refused_note(a, blind) for a in asked))
             return None
-        soon = await self._settle(asked, list(listing.items.values()), now)
-        notes = {*self._notes.values(), *standing_notes(asked, listing.items.values(), now, limits.nodes)}
+        soon = await self._settle(asked, list(listing.items.values()), now, monotonic)
+        asking = [a for a in asked if a.provision.key not in resting]
+        notes = {*self._notes.values(), *standing_notes(asking, listing.items.values(), now, limits.nodes)}
         self._said.set(frozenset(notes))
         self._report_all(listing.items.values(), lead)
         soon += [(at - now).total_seconds() for p in found if (at := p.next_change(now, lead))]
         return max(0.05, min(soon)) if soon else None
 
-    async def _settle(self, asked: Sequence[Ask], standing: list[PlaceholderView], now: datetime) -> list[float]:
+    async def _settle(
+        self, asked: Sequence[Ask], standing: list[PlaceholderView], now: datetime, monotonic: float
+    ) -> list[float]:
         """Bring what stands to what is asked for; return after how many seconds to look again."""
-        monotonic, image = self._clock.monotonic(), self._limits.image
         self._notice_losses(standing, monotonic)
         self._forget({a.provision.key for a in asked}, monotonic)
-        names = {
-            a.provision.key: placeholder_names(
-                a.provision.workload.name, a.provision.key, image, a.provision.shape, a.count
-            )
-            for a in asked
-        }
+        names = {a.provision.key: self._names(a) for a in asked}
         every = {name for some in names.values() for name in some}
         surplus = [p for p in standing if p.ended or p.name not in every]
         missing: list[tuple[Ask, str]] = []
+        roomy = self._roomy
         for ask in asked:
             key = ask.provision.key
             mine = [p for p in standing if p.alive and p.name in names[key]]
             found = answer(ask, mine, now) if mine else Answer.OPEN
             if found is not Answer.OPEN:
+                self._roomy -= {key}
                 self._notes[key] = answer_note(ask, found)
             if found is Answer.ROOM:
                 surplus += mine
                 self._pauses[key] = monotonic + _ROOM_SECONDS
+                self._roomy |= {key}
             elif self._pauses.get(key, 0.0) <= monotonic:
                 have = {p.name for p in mine}
                 missing += [(ask, name) for name in names[key] if name not in have]
         again = [_RETRY_SECONDS] if await self._remove(surplus) else []
+        again += [0.0] if self._roomy != roomy else []  # others come first now
         if missing:
             await self._make(missing, now)
         young = any(p.alive and not p.node and not waits(p, now) for p in standing)
         pauses = [until - self._clock.monotonic() for until in self._pauses.values()]
         return again + pauses + ([WAITED_SECONDS] if young else [])
+
+    def _names(self, ask: Ask) -> tuple[str, ...]:
+        wanted = ask.provision
+        return placeholder_names(wanted.workload.name, wanted.key, self._limits.image, wanted.shape, ask.count)
+
+    def _alive(self, standing: Iterable[PlaceholderView]) -> list[PlaceholderView]:
+        return [p for p in standing if p.alive and p.uid not in self._removed]
 
     def _notice_losses(self, standing: Iterable[PlaceholderView], monotonic: float) -> None:
         """Wait a little before one that was put out is made again."""
@@ -172,6 +184,7 @@ class Provisioner:
         self._removed &= {p.uid for p in standing}
 
     def _forget(self, asking: Collection[EndpointKey], monotonic: float) -> None:
+        self._roomy &= frozenset(asking)
         self._notes = {key: note for key, note in self._notes.items() if key in asking}
         self._pauses = {key: until for key, until in self._pauses.items() if key in asking and until > monotonic}
 
@@ -260,7 +273,7 @@ class Provisioner:
             log.debug("no placeholders are looked for", reason=str(error))
 
     def _report_all(self, standing: Iterable[PlaceholderView], lead: timedelta) -> None:
-        alive = [p for p in standing if p.alive and p.uid not in self._removed]
+        alive = self._alive(standing)
         holding = sum(bool(p.node) for p in alive)
         self._report.set(
             ProvisionReport(holding=holding, waiting=len(alive) - holding, lead_seconds=lead.total_seconds())

@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from agent.core.names import LABEL_PLACEHOLDER, READY, endpoint_label
@@ -23,6 +23,7 @@ from agent.kube.walk import Json, mapping, text, whole
 PRIORITY_CLASS = "prewarm-placeholder"
 WAITED_SECONDS = 5.0  # bound sooner than this, there was room already; times are whole seconds
 _PLAIN = ("cpu", "memory", "ephemeral-storage")  # of all other resources a limit must equal the request
+_MOST_SECONDS = 2**31 - 1  # of activeDeadlineSeconds
 _HOST = "kubernetes.io/hostname"
 
 
@@ -39,7 +40,7 @@ class Shape:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlaceholderView:
-    """A placeholder. `node` is "" until it is bound, `bound` is when it was."""
+    """A placeholder. `node` is "" until it is bound, `bound` is when it was; `over` is when its time is over at the soonest."""
 
     namespace: str
     name: str
@@ -48,6 +49,7 @@ class PlaceholderView:
     node: str = ""
     created: datetime | None = None
     bound: datetime | None = None
+    over: datetime | None = None
     ended: bool = False  # its time was over, or the kubelet put it out
     deleting: bool = False
 
@@ -83,6 +85,7 @@ def _placeholder(item: Json) -> PlaceholderView:
     pod = parse_pod(item)
     namespace, _, name = pod.labels.get(LABEL_PLACEHOLDER, "").partition(".")
     scheduled = pod.condition("PodScheduled")
+    seconds = min(_MOST_SECONDS, whole(mapping(item, "spec"), "activeDeadlineSeconds"))
     return PlaceholderView(
         namespace=pod.namespace,
         name=pod.name,
@@ -91,6 +94,7 @@ def _placeholder(item: Json) -> PlaceholderView:
         node=pod.node,
         created=pod.created,
         bound=scheduled.since if scheduled and scheduled.status == "True" else None,
+        over=pod.created + timedelta(seconds=seconds) if pod.created and seconds > 0 else None,
         ended=pod.phase in ("Succeeded", "Failed"),
         deleting=pod.deleting,
     )

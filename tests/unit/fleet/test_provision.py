@@ -66,6 +66,7 @@ class World:
         self.said: Latest[Collection[Announcement]] = Latest(())
         self.report = Latest(ProvisionReport())
         self.room: list[str] = []
+        self.misfits: set[str] = set()  # endpoints that have room nowhere
         self.tasks: list[asyncio.Task[None]] = []
 
     async def install(self, value: int = -10) -> None:
@@ -86,8 +87,9 @@ class World:
             now = LoopClock().now()
             taken = {p["spec"].get("nodeName") for p in self.pods()}
             for pod in self.pods():
-                free = [n for n in self.room if n not in taken]
                 meta = pod["metadata"]
+                fits = meta["labels"][LABEL_PLACEHOLDER] not in self.misfits
+                free = [n for n in self.room if n not in taken and fits]
                 if meta.get("creationTimestamp") and (pod["spec"].get("nodeName") or not free):
                     continue
                 meta.setdefault("creationTimestamp", format_time(now))
@@ -247,6 +249,83 @@ def test_no_more_are_made_than_allowed_and_greater_priority_goes_first() -> None
         assert sorted(labels) == ["shop.chat"] * 3 + ["shop.first"] * 2
         (capped,) = (a for a in world.said.get() if a.reason == "ProvisionCapped")
         assert capped.message.startswith("provision: 3 of 100000 pods can be asked for")
+
+    story(tell)
+
+
+def test_what_has_room_keeps_nothing_from_what_has_none() -> None:
+    async def tell(world: World) -> None:
+        await world.install()
+        world.room, world.misfits = ["old"], {"shop.chat"}
+        several = [provision(f"e{n}", starts=0, hours=2, priority=900) for n in range(10)]
+        world.wanted.set((provision(starts=0, hours=2), *several))
+        world.start(replace(LIMITS, nodes=1))
+        await asyncio.sleep(60)
+        (before,) = world.pods()
+        assert before["metadata"]["labels"][LABEL_PLACEHOLDER] == "shop.chat"
+        assert "ProvisionCapped" not in world.reasons()
+        await asyncio.sleep(700)
+        assert [p["metadata"]["uid"] for p in world.pods()] == [before["metadata"]["uid"]]
+
+    story(tell)
+
+
+def test_an_endpoint_that_lost_its_room_asks_by_its_priority_again() -> None:
+    async def tell(world: World) -> None:
+        await world.install()
+        world.room, world.misfits = ["old"], {"shop.chat"}
+        world.wanted.set((provision(starts=0, hours=2), provision("first", nodes=2, starts=0, hours=2, priority=900)))
+        world.room += ["older"]
+        world.start(replace(LIMITS, nodes=2))
+        await asyncio.sleep(60)
+        world.room = []
+        await asyncio.sleep(400)
+        assert [p["metadata"]["labels"][LABEL_PLACEHOLDER] for p in world.pods()] == ["shop.first"] * 2
+
+    story(tell)
+
+
+def test_a_window_with_placeholders_stays_open_when_nodes_are_reckoned_to_come_sooner() -> None:
+    async def tell(world: World) -> None:
+        await world.install()
+        await world.server.put(ARRIVALS, {"metadata": {}, "data": {"seconds": "60 60"}})
+        world.wanted.set((provision(starts=0.5),))
+        world.start()
+        await asyncio.sleep(11 * 60)
+        await world.node_comes("n1")
+        await asyncio.sleep(10)
+        assert world.report.get().lead_seconds < 120
+        world.wanted.set((replace(provision(starts=0.5), warming=timedelta(0)),))
+        await asyncio.sleep(10)
+        await world.end()
+        world.start()
+        await asyncio.sleep(60 * 60)
+        assert world.bound() == ["n1"]
+        assert world.made() == 1
+        await asyncio.sleep(20 * 60)
+        assert world.pods() == []
+
+    story(tell)
+
+
+def test_placeholders_of_one_window_do_not_open_the_next() -> None:
+    found = provision(starts=3)
+    asked = asks([found], START, timedelta(0), 5, over={found.key: START + 10 * MINUTE})
+    assert asked == []
+    moved = replace(found, windows=(Window(ready_by=START + 9 * HOUR, until=START + 20 * HOUR),))
+    assert asks([moved], START, timedelta(0), 5, over={found.key: START + 10 * HOUR}) == []
+
+
+def test_a_placeholder_just_made_is_no_node_that_did_not_come() -> None:
+    async def tell(world: World) -> None:
+        await world.install()
+        world.wanted.set((provision(starts=0),))
+        world.start()
+        await asyncio.sleep(3)
+        assert world.bound() == [""]
+        assert world.reasons() == set()
+        await asyncio.sleep(5)
+        assert world.reasons() == {"Provisioning", "NoNodeCame"}
 
     story(tell)
 
