@@ -27,25 +27,36 @@ class Arrivals:
         self.seconds: tuple[float, ...] = ()
         self._api, self._namespace = api, namespace
         self._waiting: frozenset[str] = frozenset()
-
-    async def load(self) -> None:
-        """Read what planners before this one measured; what cannot be read is measured anew."""
-        try:
-            found = await self._api.get(CONFIGMAPS, NAME, namespace=self._namespace)
-        except (Transient, Permanent) as error:
-            log.warning("measured arrivals of nodes cannot be read", error=str(error))
-            return
-        words = found.data.get(_KEY, "")[: 8 * REMEMBERED].split()
-        self.seconds = tuple(float(w) for w in words if w.isascii() and w.isdigit() and len(w) < 6)[-REMEMBERED:]
+        self._loaded, self._kept = False, True
 
     async def look(self, placeholders: Mapping[str, PlaceholderView], nodes: Mapping[str, NodeView]) -> None:
-        """Measure what has been bound since the last look, and keep it."""
+        """Measure what has been bound since the last look, and keep it with what planners before this one measured."""
+        if not self._loaded:
+            await self._load()
         found = [s for p in placeholders.values() if p.uid in self._waiting and (s := _seconds(p, nodes)) is not None]
         self._waiting = frozenset(p.uid for p in placeholders.values() if p.alive and not p.node)
-        if not found:
+        if found:
+            self.seconds = (*self.seconds, *found)[-REMEMBERED:]
+            self._kept = False
+            log.info("nodes came for placeholders", seconds=found)
+        if self._loaded and not self._kept:
+            await self._keep()
+
+    async def _load(self) -> None:
+        """Put what is kept before what has been measured since; where nothing can be kept, all is measured anew."""
+        try:
+            kept = await self._api.get(CONFIGMAPS, NAME, namespace=self._namespace)
+        except (Transient, Permanent) as error:
+            log.warning("measured arrivals of nodes cannot be read", error=str(error))
+            self._loaded = isinstance(error, Permanent)
             return
-        self.seconds = (*self.seconds, *found)[-REMEMBERED:]
-        log.info("nodes came for placeholders", seconds=found)
+        self._loaded = True
+        words = kept.data.get(_KEY, "")[: 8 * REMEMBERED].split()
+        before = [float(w) for w in words if w.isascii() and w.isdigit() and len(w) < 6]
+        self.seconds = (*before, *self.seconds)[-REMEMBERED:]
+
+    async def _keep(self) -> None:
+        self._kept = True
         text = " ".join(str(round(s)) for s in self.seconds)
         try:
             await self._api.patch(CONFIGMAPS, NAME, {"data": {_KEY: text}}, namespace=self._namespace)

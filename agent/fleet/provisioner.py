@@ -39,6 +39,7 @@ log = structlog.get_logger()
 
 _ROOM_SECONDS = 300.0  # what there is room for now may be taken by then
 _LOST_SECONDS = 30.0  # one that was put out: by the pod it was for, of which the workload's status tells a little later
+_CLOCK_SECONDS = 600.0  # a wall clock that is set is noticed within this
 _REFUSED_SECONDS, _RETRY_SECONDS = 60.0, 10.0
 _BEYOND = timedelta(minutes=10)  # a placeholder outlives its window by this where no planner takes it away
 
@@ -86,13 +87,10 @@ class Provisioner:
         self._roomy: frozenset[EndpointKey] = frozenset()  # had room when they last asked
         self._seen: dict[str, EndpointKey] = {}  # by uid: alive at the last look
         self._removed: set[str] = set()  # uids, until the watch shows it
+        self._swept = False
 
     async def run(self) -> None:
         """Run until cancelled. Placeholders stay then: they are the next leader's."""
-        if self._limits.nodes:
-            await self._arrivals.load()
-        else:
-            await self._sweep()
         signal = Signal()
         cells = (self._wanted, self._sources.placeholders)
         for cell in cells:
@@ -108,11 +106,12 @@ class Provisioner:
     async def cycle(self) -> float | None:
         """Make and remove what differs now; return the seconds until there may be more to do with nothing changed."""
         found, listing, limits = self._wanted.get(), self._sources.placeholders.get(), self._limits
+        if not limits.nodes:
+            self._said.set(frozenset(off_note(p) for p in found or ()))
+            self._swept = self._swept or await self._sweep()
+            return None if self._swept else _RETRY_SECONDS
         if found is None:
             return None  # no plan yet: what stands may well be wanted
-        if not limits.nodes:
-            self._said.set(frozenset(off_note(p) for p in found))
-            return None
         if listing.synced:
             await self._arrivals.look(listing.items, self._sources.nodes.get().items)
         now, monotonic, lead = self._clock.now(), self._clock.monotonic(), lead_of(self._arrivals.seconds, limits.lead)
@@ -131,7 +130,7 @@ class Provisioner:
         self._said.set(frozenset(notes))
         self._report_all(listing.items.values(), lead)
         soon += [(at - now).total_seconds() for p in found if (at := p.next_change(now, lead))]
-        return max(0.05, min(soon)) if soon else None
+        return max(0.05, min([*soon, _CLOCK_SECONDS]))
 
     async def _settle(
         self, asked: Sequence[Ask], standing: list[PlaceholderView], now: datetime, monotonic: float
@@ -139,7 +138,7 @@ class Provisioner:
         """Bring what stands to what is asked for; return after how many seconds to look again."""
         self._notice_losses(standing, monotonic)
         self._forget({a.provision.key for a in asked}, monotonic)
-        names = {a.provision.key: self._names(a) for a in asked}
+        names = {a.provision.key: self._names(a, standing) for a in asked}
         every = {name for some in names.values() for name in some}
         surplus = [p for p in standing if p.ended or p.name not in every]
         missing: list[tuple[Ask, str]] = []
@@ -166,9 +165,17 @@ class Provisioner:
         pauses = [until - self._clock.monotonic() for until in self._pauses.values()]
         return again + pauses + ([WAITED_SECONDS] if young else [])
 
-    def _names(self, ask: Ask) -> tuple[str, ...]:
+    def _names(self, ask: Ask, standing: Iterable[PlaceholderView]) -> tuple[str, ...]:
         wanted = ask.provision
-        return placeholder_names(wanted.workload.name, wanted.key, self._limits.image, wanted.shape, ask.count)
+        return placeholder_names(
+            wanted.workload.name,
+            wanted.key,
+            self._limits.image,
+            wanted.shape,
+            ask.count,
+            living=[p.name for p in standing if p.alive],
+            leaving=[p.name for p in standing if p.deleting],
+        )
 
     def _alive(self, standing: Iterable[PlaceholderView]) -> list[PlaceholderView]:
         return [p for p in standing if p.alive and p.uid not in self._removed]
@@ -262,15 +269,19 @@ class Provisioner:
             log.info("placeholder removed", endpoint=str(each.key), pod=each.name)
         return failed
 
-    async def _sweep(self) -> None:
-        """Remove what a planner with another setting has left."""
+    async def _sweep(self) -> bool:
+        """Remove what a planner with another setting has left; return False if that has to be tried again."""
         try:
             left = await self._api.list(
                 PLACEHOLDERS, namespace=self._limits.namespace, label_selector=LABEL_PLACEHOLDER
             )
-            await self._remove(left.items)
-        except (Transient, Permanent) as error:
+        except Permanent as error:
             log.debug("no placeholders are looked for", reason=str(error))
+            return True
+        except Transient as error:
+            log.warning("placeholders cannot be looked for", error=str(error))
+            return False
+        return not await self._remove(left.items)
 
     def _report_all(self, standing: Iterable[PlaceholderView], lead: timedelta) -> None:
         alive = self._alive(standing)

@@ -74,12 +74,13 @@ class ContainerView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Toleration:
-    """One toleration; empty key with Exists tolerates everything."""
+    """One toleration; empty key with Exists tolerates everything. `seconds` is how long a pod that runs there stays, None for ever."""
 
     key: str = ""
     operator: str = "Equal"
     value: str = ""
     effect: str = ""
+    seconds: int | None = None
 
     def tolerates(self, taint: Taint) -> bool:
         """Say whether a pod with this toleration may run in spite of `taint`, as the scheduler's TaintToleration does."""

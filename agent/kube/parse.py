@@ -258,6 +258,7 @@ def _tolerations(spec: Json) -> tuple[Toleration, ...]:
             operator=_text(t, "operator") or "Equal",
             value=_text(t, "value"),
             effect=_text(t, "effect"),
+            seconds=None if t.get("tolerationSeconds") is None else _whole(t, "tolerationSeconds"),
         )
         for t in _maps(spec, "tolerations")
     )

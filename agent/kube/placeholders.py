@@ -7,8 +7,9 @@ created the very pod that it is to make way for. Every level of pod security adm
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
@@ -116,11 +117,26 @@ PRIORITY_CLASSES: Resource[PriorityView] = Resource(
 )
 
 
-def placeholder_names(workload: str, key: EndpointKey, image: str, shape: Shape, count: int) -> tuple[str, ...]:
-    """Return the names of `count` placeholders: two planners for a moment make one pod, and another shape is another pod."""
+def placeholder_names(
+    workload: str,
+    key: EndpointKey,
+    image: str,
+    shape: Shape,
+    count: int,
+    *,
+    living: Collection[str] = (),
+    leaving: Collection[str] = (),
+) -> tuple[str, ...]:
+    """Return the names of `count` placeholders: two planners for a moment make one pod, and another shape is another pod.
+
+    Those of `living` come first. A name of `leaving` is not free: a pod on a dead node goes only with the node.
+    """
     said = json.dumps([str(key), _spec(key, image, shape)], sort_keys=True)
     stem = f"{workload[:40].rstrip('-.')}-{hashlib.sha256(said.encode()).hexdigest()[:10]}"
-    return tuple(f"{stem}-{n}" for n in range(count))
+    mine = sorted(name for name in living if name.startswith(f"{stem}-"))
+    taken = {*mine, *leaving}
+    fresh = (name for n in itertools.count() if (name := f"{stem}-{n}") not in taken)
+    return tuple(itertools.islice(itertools.chain(mine, fresh), count))
 
 
 def placeholder_body(
@@ -205,11 +221,12 @@ def _term(requirements: Iterable[NodeRequirement]) -> dict[str, Any]:
     return found
 
 
-def _toleration(toleration: Toleration) -> dict[str, str]:
+def _toleration(toleration: Toleration) -> dict[str, str | int]:
     parts = {
         "key": toleration.key,
         "operator": toleration.operator,
         "value": toleration.value,
         "effect": toleration.effect,
     }
-    return {word: value for word, value in parts.items() if value}
+    bound = {} if toleration.seconds is None else {"tolerationSeconds": toleration.seconds}
+    return {word: value for word, value in parts.items() if value} | bound

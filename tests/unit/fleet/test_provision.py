@@ -17,6 +17,7 @@ from agent.core.names import LABEL_PLACEHOLDER
 from agent.core.refs import EndpointKey
 from agent.demand.endpoint import WorkloadRef
 from agent.demand.windows import SOFT
+from agent.fleet.arrivals import Arrivals
 from agent.fleet.provision import Provision, asks, held, lead_of, preferring
 from agent.fleet.provisioner import Provisioner, ProvisionLimits, ProvisionReport
 from agent.fleet.sources import Sources
@@ -24,6 +25,7 @@ from agent.kube.events import Announcement
 from agent.kube.objects import NodeRequirement, NodeView, Toleration
 from agent.kube.placeholders import (
     PLACEHOLDERS,
+    PlaceholderView,
     PriorityView,
     Shape,
     placeholder_body,
@@ -31,7 +33,7 @@ from agent.kube.placeholders import (
 )
 from agent.kube.watch import Listing, Selection, Watch
 from tests.fakes.api_server import DirectApi, FakeApiServer
-from tests.fakes.virtual_time import START, LoopClock, run_virtual
+from tests.fakes.virtual_time import START, LoopClock, SteppedClock, run_virtual
 
 HOUR, MINUTE = timedelta(hours=1), timedelta(minutes=1)
 SPACE = "prewarm-placeholders"
@@ -68,13 +70,14 @@ class World:
         self.room: list[str] = []
         self.misfits: set[str] = set()  # endpoints that have room nowhere
         self.tasks: list[asyncio.Task[None]] = []
+        self.clock = SteppedClock()
 
     async def install(self, value: int = -10) -> None:
         await self.server.put(CLASS, {"metadata": {}, "value": value, "preemptionPolicy": "Never"})
         await self.server.put(ARRIVALS, {"metadata": {}})
 
     def start(self, limits: ProvisionLimits = LIMITS) -> None:
-        api, clock = DirectApi(self.server), LoopClock()
+        api, clock = DirectApi(self.server), self.clock
         provisioner = Provisioner(api, self.sources, self.wanted, self.said, self.report, clock=clock, limits=limits)
         select = Selection(namespace=SPACE, labels=LABEL_PLACEHOLDER)
         seen = Watch(api, PLACEHOLDERS, self.sources.placeholders, clock=clock, select=select)
@@ -366,6 +369,73 @@ def test_not_allowed_by_the_operator_it_changes_nothing_but_what_is_left_over_an
     story(tell)
 
 
+def test_what_is_left_over_is_removed_when_the_api_server_is_back() -> None:
+    async def tell(world: World) -> None:
+        await world.server.put(f"{PODS}/left", {"metadata": {"labels": {LABEL_PLACEHOLDER: "shop.chat"}}, "spec": {}})
+        world.server.failures = [503]
+        world.start(replace(LIMITS, nodes=0))
+        await asyncio.sleep(5)
+        assert len(world.pods()) == 1
+        await asyncio.sleep(10)
+        assert world.pods() == []
+
+    story(tell)
+
+
+def test_a_placeholder_on_a_dead_node_is_replaced_though_it_keeps_its_name() -> None:
+    async def tell(world: World) -> None:
+        await world.install()
+        world.wanted.set((provision(starts=0),))
+        world.start()
+        await asyncio.sleep(60)
+        (dead,) = world.pods()
+        dead["metadata"]["deletionTimestamp"] = format_time(LoopClock().now())
+        await world.server.put(f"{PODS}/{dead['metadata']['name']}", dead)
+        await asyncio.sleep(60)
+        (other,) = (p["metadata"] for p in world.pods() if "deletionTimestamp" not in p["metadata"])
+        assert other["name"] != dead["metadata"]["name"]
+        await world.server.remove(f"{PODS}/{dead['metadata']['name']}")
+        await asyncio.sleep(60)
+        assert [p["metadata"]["uid"] for p in world.pods()] == [other["uid"]]
+
+    story(tell)
+
+
+def test_a_clock_set_forward_is_noticed_in_ten_minutes() -> None:
+    async def tell(world: World) -> None:
+        await world.install()
+        world.wanted.set((provision(starts=5),))
+        world.start()
+        await asyncio.sleep(10)
+        world.clock.ahead = 290 * MINUTE
+        await asyncio.sleep(610)
+        assert world.bound() == [""]
+
+    story(tell)
+
+
+def test_what_was_measured_before_is_kept_though_it_could_not_be_read_at_first() -> None:
+    async def run() -> None:
+        server = FakeApiServer()
+        await server.put(ARRIVALS, {"metadata": {}, "data": {"seconds": "100 200"}})
+        api = DirectApi(server)
+        arrivals, key = Arrivals(api, SPACE), EndpointKey(namespace="shop", name="chat")
+        waiting = PlaceholderView(namespace=SPACE, name="p", uid="u", key=key, created=START)
+        nodes = {"n1": NodeView(name="n1", created=START + MINUTE)}
+        api.down = True
+        await arrivals.look({"p": waiting}, {})
+        await arrivals.look({"p": replace(waiting, node="n1", bound=START + 2 * MINUTE)}, nodes)
+        assert list(arrivals.seconds) == [120.0]
+        api.down = False
+        await arrivals.look({}, nodes)
+        assert list(arrivals.seconds) == [100.0, 200.0, 120.0]
+        kept = server.get(ARRIVALS)
+        assert kept is not None
+        assert kept["data"]["seconds"] == "100 200 120"
+
+    run_virtual(run())
+
+
 def test_what_would_not_make_way_is_not_made() -> None:
     async def tell(world: World) -> None:
         world.wanted.set((provision(starts=0),))
@@ -462,13 +532,19 @@ def test_a_placeholder_is_where_the_pod_would_be_and_takes_what_it_takes() -> No
             (NodeRequirement(key="zone", operator="In", values=("a",)), NodeRequirement(key="x", operator="Exists")),
             (NodeRequirement(key="metadata.name", operator="In", values=("n1",), on_field=True),),
         ),
-        tolerations=(Toleration(key="gpu", operator="Exists"),),
+        tolerations=(
+            Toleration(key="gpu", operator="Exists"),
+            Toleration(operator="Exists", effect="NoExecute", seconds=0),
+        ),
         requests={"cpu": "2000m", "memory": "8", "nvidia.com/gpu": "1"},
         runtime_class="nvidia",
     )
     spec = body(shape)["spec"]
     assert spec["nodeSelector"] == {"pool": "gpu"}
-    assert spec["tolerations"] == [{"key": "gpu", "operator": "Exists"}]
+    assert spec["tolerations"] == [
+        {"key": "gpu", "operator": "Exists"},
+        {"operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 0},
+    ]
     assert spec["runtimeClassName"] == "nvidia"
     required = spec["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
     assert required["nodeSelectorTerms"] == [

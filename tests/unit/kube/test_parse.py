@@ -108,7 +108,10 @@ DEPLOYMENT: dict[str, Any] = {
                 "runtimeClassName": "nvidia",
                 "serviceAccountName": "chat",
                 "nodeSelector": {"pool": "gpu"},
-                "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists"}, {"key": "x", "value": "y"}],
+                "tolerations": [
+                    {"key": "nvidia.com/gpu", "operator": "Exists"},
+                    {"key": "x", "value": "y", "tolerationSeconds": 0},
+                ],
                 "initContainers": [{"name": "wait", "image": "prewarm:1"}],
                 "containers": [
                     {
@@ -155,7 +158,7 @@ def test_workload() -> None:
             (NodeRequirement(key="zone", operator="In", values=("a", "b")),),
             (NodeRequirement(key="metadata.name", operator="In", values=("n1",), on_field=True),),
         ),
-        tolerations=(Toleration(key="nvidia.com/gpu", operator="Exists"), Toleration(key="x", value="y")),
+        tolerations=(Toleration(key="nvidia.com/gpu", operator="Exists"), Toleration(key="x", value="y", seconds=0)),
         runtime_class="nvidia",
         service_account="chat",
         requests={"nvidia.com/gpu": "3"},
