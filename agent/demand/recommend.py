@@ -17,12 +17,11 @@ from agent.core.names import PREFIX
 from agent.demand.endpoint import Endpoint
 from agent.demand.history import SLOT_SECONDS, slot_of, slot_start
 from agent.demand.peaks import Peak, foretold
-from agent.demand.windows import windows
+from agent.demand.windows import MAX_WINDOWS, windows
 
 LEAST_WINDOWS = 5
 _AHEAD = timedelta(days=8)  # so that a weekly window is in sight
-_DAY = timedelta(days=1)
-_WEEK_SECONDS = 7 * 86_400
+_WEEK = timedelta(days=7)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,7 +91,7 @@ def recommend(endpoint: Endpoint, needed: Needed, now: datetime, terms: Terms) -
     peaks = [Peak(start=s.window.ready_by.astimezone(zone), pods=s.peak) for s in spells]
     told = foretold(peaks, coming.ready_by.astimezone(zone))
     pods = next((n for n in range(told.pods) if not _pays(n + 1, spells, endpoint.gpus, terms)), told.pods)
-    weeks = len(spells) / len(past) * (now - slot_start(needed.first)).total_seconds() / _WEEK_SECONDS
+    weeks = len(spells) / len(past) * ((now - slot_start(needed.first)) / _WEEK)
     idle = sum(s.idle_seconds(n) for s in spells for n in range(1, pods + 1))
     starts = sum(s.starts(n) for s in spells for n in range(1, pods + 1))
     return Recommendation(
@@ -120,14 +119,16 @@ def _spells(past: Sequence[Window], needed: Needed) -> Iterator[_Spell]:
 
 
 def _past(endpoint: Endpoint, begin: datetime, now: datetime) -> Iterator[Window]:
-    """Yield the declared windows between `begin` and `now`, none overlapping; holidays and events are not known here."""
-    at, free = begin, begin
+    """Yield the declared windows between `begin` and `now`; holidays and events are not known here.
+
+    Each is taken from the look at the week it begins in. That look reaches a week further, so it shows where the window ends.
+    """
+    at = begin
     while at < now:
-        for window in windows(endpoint, at, _DAY):
-            if window.ready_by >= free and window.until <= now:
-                yield window
-                free = window.until
-        at += _DAY
+        found = windows(endpoint, at, 2 * _WEEK)
+        end = min(at + _WEEK, found[-1].ready_by) if len(found) == MAX_WINDOWS else at + _WEEK
+        yield from (w for w in found if at <= w.ready_by < end and w.until <= now)
+        at = end
 
 
 def _overlap(window: Window, slot: int) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
@@ -94,6 +95,26 @@ def test_windows_are_compared_on_the_endpoint_s_own_clock() -> None:
     assert local.window is not None
     assert local.window.ready_by == datetime(2026, 3, 30, 6, 55, tzinfo=UTC)
     assert local.p95_pods == 5
+
+
+@pytest.mark.parametrize("hour", [0, 5, 9, 13, 20])
+@pytest.mark.parametrize("cron", ["0 8-17 * * *", "0 * * * MON-FRI"])
+def test_a_window_of_many_starts_is_judged_whole_at_any_hour_of_the_day(cron: str, hour: int) -> None:
+    def late(at: datetime) -> int:
+        return 8 if 14 <= at.hour < 18 and at.weekday() < 5 else 0
+
+    days, now = 42, NOW + timedelta(hours=hour)
+    first = slot_of(now) - days * DAY_SLOTS
+    pods = [late(slot_start(first + n)) for n in range(days * DAY_SLOTS)]
+    found = recommend(endpoint(cron), Needed(first=first, pods=pods), now, Terms(cold_seconds=600, worth=1000))
+    assert found.windows in ((41, 42) if cron == "0 8-17 * * *" else (5,))
+    assert (found.p95_pods, found.pods) == (8, 8)
+
+
+def test_no_window_of_a_dense_schedule_is_left_out() -> None:
+    dense = replace(endpoint("*/5 * * * *"), window=timedelta(minutes=1), lead=timedelta())
+    found = recommend(dense, needed(lambda at: 1, days=2), NOW, TERMS)
+    assert (found.windows, found.pods) == (2 * 288 - 2, 1), "of the first two nobody knows what ran before it"
 
 
 def peaks(counts: list[int]) -> list[Peak]:
