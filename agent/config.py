@@ -139,9 +139,12 @@ def server_url(value: object) -> str:
     text = str(value).rstrip("/")
     if not text:
         return ""
+    from yarl import URL
+
     try:
         parts = urlsplit(text)
         host, _ = parts.hostname, parts.port
+        (URL(text).raw_host or "").encode("idna")  # as it will be looked up: labels of 1 to 63 characters
     except ValueError as error:
         raise Invalid("it is no URL: write it like http://prometheus.monitoring:9090") from error
     if "@" in parts.netloc:

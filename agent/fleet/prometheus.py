@@ -19,7 +19,7 @@ MAX_SLOTS = WEEK_SLOTS  # of one question: 1,008 points a series, Prometheus ans
 MAX_SERIES = 100
 MAX_ANSWER_BYTES = 8 << 20
 ASK_SECONDS = 30.0
-_NO_ANSWER = (aiohttp.ClientError, OSError, TimeoutError)
+_NO_ANSWER = (aiohttp.ClientError, OSError, TimeoutError, ValueError)  # the last: a name that cannot be looked up
 
 
 class Prometheus:
@@ -90,11 +90,14 @@ class Prometheus:
 
     async def _token(self) -> str:
         try:
-            return (await asyncio.to_thread((self._token_file or Path()).read_text)).strip()
-        except (OSError, UnicodeDecodeError) as error:
+            token = (await asyncio.to_thread((self._token_file or Path()).read_text)).strip()
+            if not (token.isascii() and token.isprintable()):
+                raise ValueError("it is not one line of ASCII")
+        except (OSError, ValueError) as error:
             raise Transient(
                 f"cannot read the token for Prometheus: {cut(error)} (setting prometheus_token_file, flag --token-file)"
             ) from error
+        return token
 
 
 async def _read(answer: aiohttp.ClientResponse) -> bytes:
