@@ -72,13 +72,14 @@ def slots_of(days: int, now: datetime) -> tuple[int, int]:
 
 @asynccontextmanager
 async def prometheus_of(options: argparse.Namespace, settings: Settings) -> AsyncIterator[Prometheus | None]:
-    """Yield the Prometheus that flags or settings name; None without one."""
+    """Yield the Prometheus that flags or settings name; None without one. The settings' token goes to the settings' address only."""
     from agent.fleet.prometheus import Prometheus
 
     if not (url := options.from_prometheus or settings.prometheus_url):
         yield None
         return
-    prometheus = Prometheus(url, options.token_file or settings.prometheus_token_file)
+    own = settings.prometheus_token_file if url == settings.prometheus_url else None
+    prometheus = Prometheus(url, options.token_file or own)
     try:
         yield prometheus
     finally:
