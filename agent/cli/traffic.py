@@ -113,8 +113,10 @@ async def activity(
 
 
 async def remembered(options: argparse.Namespace, endpoints: Iterable[Endpoint]) -> Mapping[EndpointKey, Track]:
-    """Return the planner's memory of these endpoints."""
-    shards, _ = await kept_shards(options.planner_namespace, options.kubeconfig)
+    """Return the planner's memory of these endpoints; what of it cannot be read is named on stderr."""
+    shards, unreadable = await kept_shards(options.planner_namespace, options.kubeconfig)
+    for each in unreadable:
+        print(f"prewarm {options.command}: cannot read ConfigMap {cut(each)}", file=sys.stderr)
     kept = {key: track for shard in shards for key, track in shard.tracks.items()}
     return {e.key: kept[e.key] for e in endpoints if e.key in kept}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import base64
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from aiohttp.test_utils import TestServer
 
 from agent.cli import traffic
 from agent.config import Settings
+from agent.kube.api import KubeApi
+from tests.fakes.api_server import DirectApi, FakeApiServer
 
 
 @pytest.mark.parametrize("flag", [False, True])
@@ -36,3 +39,20 @@ async def test_the_settings_token_is_sent_to_the_settings_server_only(tmp_path: 
             assert prometheus is not None
             await prometheus.levels("up", 0, 1)
     assert sent == ["Bearer of-flag" if flag else "Bearer of-settings" if same else None]
+
+
+async def test_a_memory_that_cannot_be_read_is_named(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = FakeApiServer()
+    damaged = {"binaryData": {"history": base64.b64encode(b"PWH\x01damaged").decode()}}
+    await server.put("/api/v1/namespaces/prewarm/configmaps/prewarm-history-3", damaged)
+
+    async def connect(kubeconfig: str) -> KubeApi:
+        return DirectApi(server)
+
+    monkeypatch.setattr(KubeApi, "connect", connect)
+    options = argparse.Namespace(command="recommend", planner_namespace="prewarm", kubeconfig="")
+    assert await traffic.remembered(options, []) == {}
+    said = "cannot read ConfigMap prewarm-history-3: a damaged history: its checksum differs"
+    assert capsys.readouterr().err == f"prewarm recommend: {said}\n"
