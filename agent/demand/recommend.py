@@ -82,11 +82,12 @@ class _Spell:
 
 def recommend(endpoint: Endpoint, needed: Needed, now: datetime, terms: Terms) -> Recommendation:
     """Return what to keep in the windows of an endpoint, judged by those that have ended since `needed` begins."""
-    coming = next((w for w in windows(endpoint, now, _AHEAD) if w.ready_by >= now), None)
+    ahead = windows(endpoint, now, _AHEAD)
+    coming = next((w for w in ahead if w.ready_by >= now), None)
     past = list(_past(endpoint, slot_start(needed.first), now))
     spells = list(_spells(past, needed))
     if coming is None or len(spells) < LEAST_WINDOWS:
-        return _none(coming, len(spells), endpoint)
+        return _none(coming, len(spells), endpoint, endless=any(w.until > now + _AHEAD for w in ahead))
     zone = ZoneInfo(endpoint.zone)
     peaks = [Peak(start=s.window.ready_by.astimezone(zone), pods=s.peak) for s in spells]
     told = foretold(peaks, coming.ready_by.astimezone(zone))
@@ -142,9 +143,11 @@ def _pays(n: int, spells: Sequence[_Spell], gpus: int, terms: Terms) -> bool:
     return idle * max(gpus, 1) <= terms.worth * terms.cold_seconds * starts
 
 
-def _none(coming: Window | None, known: int, endpoint: Endpoint) -> Recommendation:
+def _none(coming: Window | None, known: int, endpoint: Endpoint, *, endless: bool) -> Recommendation:
     if not endpoint.schedule:
         why = f"no window is declared: `prewarm replay` proposes a {PREFIX}schedule where traffic is regular"
+    elif coming is None and endless:
+        why = "its window stays open for 8 days and more: for pods that always run, set the workload's own minimum"
     elif coming is None:
         why = "no window begins within 8 days"
     else:

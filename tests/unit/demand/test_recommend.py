@@ -78,7 +78,10 @@ def test_windows_that_nobody_uses_need_none() -> None:
 
 def test_without_a_window_or_enough_known_ones_nothing_is_claimed() -> None:
     assert "no window is declared" in recommend(endpoint(), needed(office), NOW, TERMS).why
-    assert "within 8 days" in recommend(endpoint("0 9 1 1 *"), needed(office), NOW, TERMS).why
+    assert recommend(endpoint("0 9 1 1 *"), needed(office), NOW, TERMS).why == "no window begins within 8 days"
+    always = recommend(endpoint("0 * * * *"), needed(office), NOW, TERMS)
+    assert (always.window, always.pods) == (None, 0)
+    assert always.why.startswith("its window stays open for 8 days and more: ")
 
     def gaps(at: datetime) -> int | None:
         return None if at.hour == 9 and at.day % 7 else 1
