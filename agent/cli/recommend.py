@@ -1,7 +1,8 @@
 """`prewarm recommend`: how many pods an endpoint's next window is worth keeping, told from past ones. Changes nothing.
 
 p95 are the pods that 95 of 100 such windows need at most, by a conformal forecast. PODS are those of them that are worth it; hours
-and seconds are a week's: what pods would idle beyond what runs anyway, and what nobody would wait for.
+and seconds are a week's: what pods would idle beyond what runs anyway, and what nobody would wait for. Where too little is known they
+are 0, and WHY says so.
 Exit codes: 0 done, 1 no such endpoint or nobody to ask, 2 usage.
 """
 
@@ -11,6 +12,7 @@ import argparse
 import asyncio
 import json
 import math
+import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -27,6 +29,7 @@ from agent.demand.recommend import Needed, Recommendation, Terms, recommend
 
 _DAYS = 42
 _MOST_PODS = 10_000
+Pods = Sequence[int | None]
 Found = Sequence[tuple[Endpoint, Recommendation]]
 
 
@@ -70,7 +73,7 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps({"source": source, "recommendations": [_as_json(e, r) for e, r in found]}, indent=1))
     else:
-        print("\n".join(_text(found, source)))
+        print("\n".join(_text(found, source)).lstrip("\n"))
     return 0
 
 
@@ -106,31 +109,41 @@ def _recommend(options: argparse.Namespace, wanted: frozenset[EndpointKey]) -> t
 async def _needed(
     options: argparse.Namespace, settings: Settings, endpoints: Collection[Endpoint], now: datetime
 ) -> tuple[Mapping[EndpointKey, Needed], str]:
-    """Return the pods that each endpoint needed, and who says so.
+    """Return the pods that each endpoint needed, as far as they are known, and who says so; one that is refused is left out.
 
     Raises:
-        PrewarmError: nothing is known of any, or nobody answers.
+        PrewarmError: all are refused, or nobody answers.
     """
+    slots = range(*traffic.slots_of(options.days, now))
+    said, refused, source = await _said(options, settings, endpoints, slots)
+    traffic.tell_left_out(options, refused.keys(), refused)
+    asked = [e.key for e in endpoints if e.key not in refused]
+    if not asked:
+        raise PrewarmError(traffic.nothing(options, settings, refused))
+    if all(pods is None for each in said.values() for pods in each):
+        print(f"prewarm {options.command}: {traffic.nothing(options, settings, {})}", file=sys.stderr)
+    unknown = [None] * len(slots)
+    return {key: Needed(first=slots.start, pods=said.get(key, unknown)) for key in asked}, source
+
+
+async def _said(
+    options: argparse.Namespace, settings: Settings, endpoints: Collection[Endpoint], slots: range
+) -> tuple[Mapping[EndpointKey, Pods], Mapping[EndpointKey, str], str]:
+    """Return what is known of each endpoint's pods in these slots, why nothing can be asked of others, and who says so."""
     from agent.fleet.past import past_levels
 
-    first, end = traffic.slots_of(options.days, now)
     async with traffic.prometheus_of(options, settings) as prometheus:
         if prometheus is None:
-            tracks = await traffic.activity(options, settings, endpoints)
-            states = {key: [track.state(slot) for slot in range(first, end)] for key, track in tracks.items()}
-            said = {key: [None if s is None else int(s) for s in each] for key, each in states.items()}
-            return {key: Needed(first=first, pods=pods) for key, pods in said.items()}, "planner"
+            tracks = await traffic.remembered(options, endpoints)
+            return {key: [_ran(track.state(n)) for n in slots] for key, track in tracks.items()}, {}, "planner"
         queries = {e.key: pods_query(e, options.query) for e in endpoints}
-        past = await past_levels(prometheus, queries, first, end)
-    needed = {
-        key: Needed(first=first, pods=[_pods(levels.get(slot), options.per_pod) for slot in range(first, end)])
-        for key, levels in past.found.items()
-        if levels
-    }
-    traffic.tell_left_out(options, [e.key for e in endpoints if e.key not in needed], past.refused)
-    if not needed:
-        raise PrewarmError(traffic.nothing(options, settings, past.refused))
-    return needed, "prometheus"
+        past = await past_levels(prometheus, queries, slots.start, slots.stop)
+    said = {key: [_pods(each.get(n), options.per_pod) for n in slots] for key, each in past.found.items()}
+    return said, past.refused, "prometheus"
+
+
+def _ran(active: bool | None) -> int | None:
+    return None if active is None else int(active)
 
 
 def _pods(level: float | None, per_pod: float) -> int | None:

@@ -167,6 +167,7 @@ def nothing(options: argparse.Namespace, settings: Settings, refused: Mapping[En
             "series are read (docs/history.md); prewarm.dev/history names others"
         )
     return (
-        f"the planner in namespace {options.planner_namespace} remembers nothing of these endpoints: it writes hourly (setting "
-        "history_seconds); or name a Prometheus with --from-prometheus, or a recording with `prewarm replay --trace`"
+        f"the planner in namespace {options.planner_namespace} remembers nothing of these endpoints' last {options.days} days: ten "
+        "minutes count when they are over, and it writes hourly (setting history_seconds); or name a Prometheus with "
+        "--from-prometheus, or a recording with `prewarm replay --trace`"
     )

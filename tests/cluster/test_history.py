@@ -40,6 +40,8 @@ def test_what_a_leader_saw_of_replicas_outlives_it(bed: Bed, often: None, namesp
     wait_until(lambda: active(bed, namespace, "second"), 60, "second has a history, by the next leader")
     assert seen <= active(bed, namespace, "first")
     assert "█" in history(bed, f"{namespace}/first")
+    advised = json.loads(prewarm(bed, "recommend", f"{namespace}/first", "--json").stdout)
+    assert [(r["name"], r["pods"]) for r in advised["recommendations"]] == [("first", 0)], "its history is minutes old"
 
 
 def run_one(bed: Bed, namespace: str, name: str) -> None:

@@ -55,10 +55,10 @@ def used_daily() -> Track:
     return track_of(first, [(slot - now - 5) % DAY_SLOTS < 18 for slot in range(first, now)])
 
 
-def keep_histories(bed: Bed, tracks: dict[EndpointKey, Track]) -> None:
-    """Write them as a planner does, into the shard that is used last."""
+def keep_histories(bed: Bed, tracks: dict[EndpointKey, Track], shard: int = SHARDS - 1) -> None:
+    """Write them as a planner does, into one of the shards that are used last."""
     content = base64.b64encode(encode(Shard(written_at=datetime.now(UTC), tracks=tracks))).decode()
-    metadata = {"name": shard_name(SHARDS - 1)}
+    metadata = {"name": shard_name(shard)}
     bed.apply(
         {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "binaryData": {"history": content}}, NAMESPACE
     )

@@ -40,9 +40,13 @@ async def server() -> AsyncIterator[FakeApiServer]:
             await serving.put(f"/apis/apps/v1/namespaces/{namespace}/deployments/{name}", body)
         used = track_of(FIRST, [8 <= slot_start(FIRST + n).hour < 12 for n in range(12 * DAY_SLOTS)])
         shard = Shard(written_at=NOW, tracks={EndpointKey(namespace="shop", name="chat"): used})
-        data = {"history": base64.b64encode(encode(shard)).decode()}
-        await serving.put("/api/v1/namespaces/prewarm/configmaps/prewarm-history-3", {"binaryData": data})
+        await serving.put("/api/v1/namespaces/prewarm/configmaps/prewarm-history-3", config_map(shard))
         yield serving
+
+
+def config_map(shard: Shard) -> dict[str, object]:
+    """A ConfigMap as the planner writes it."""
+    return {"binaryData": {"history": base64.b64encode(encode(shard)).decode()}}
 
 
 Told = tuple[int, str, str]
@@ -88,10 +92,32 @@ async def test_replay_leaves_out_whom_the_planner_does_not_know_and_says_so(prew
     assert found["replay"][0]["returns"] == sum(begin <= at < end for at in mornings)
 
 
+async def test_recommend_says_0_of_whom_the_planner_knows_ten_minutes_that_have_not_ended(
+    server: FakeApiServer, prewarm: Prewarm
+) -> None:
+    begun = Shard(
+        written_at=NOW, tracks={EndpointKey(namespace="other", name="chat"): track_of(slot_of(NOW), [True, True])}
+    )
+    await server.put("/api/v1/namespaces/prewarm/configmaps/prewarm-history-4", config_map(begun))
+    code, out, err = await prewarm("recommend", "other/chat", "--json")
+    assert (code, err.count("\n")) == (0, 1)
+    assert "remembers nothing of these endpoints' last 42 days: ten minutes count when they are over" in err
+    [line] = json.loads(out)["recommendations"]
+    assert (line["pods"], line["windowsSeen"]) == (0, 0)
+    assert line["why"] == "0 of its past windows are known, at least 5 are needed"
+    code, out, err = await prewarm("recommend", "other/chat", "shop/chat", "shop/draw", "--json")
+    assert (code, err) == (0, "")
+    assert {(r["namespace"], r["name"]): r["pods"] for r in json.loads(out)["recommendations"]} == {
+        ("other", "chat"): 0,
+        ("shop", "chat"): 1,
+        ("shop", "draw"): 0,
+    }
+
+
 async def test_nobody_known_is_one_sentence_with_a_cure(server: FakeApiServer, prewarm: Prewarm) -> None:
     code, out, err = await prewarm("replay", "-n", "other")
     assert (code, out) == (1, "")
-    assert "remembers nothing of these endpoints: it writes hourly" in err
+    assert "remembers nothing of these endpoints' last 28 days: " in err
     server.forbidden = "configmaps"
     code, out, err = await prewarm("replay")
     assert (code, out, err.count("\n")) == (1, "", 1)

@@ -157,11 +157,27 @@ def answering(status: int, body: bytes = b"{}") -> Iterator[str]:
 EMPTY = b'{"status":"success","data":{"resultType":"matrix","result":[]}}'
 
 
+NOTHING = "Prometheus knows nothing of these endpoints in the last 3 days: "
+
+
+def test_endpoints_that_prometheus_does_not_know_are_worth_no_pods_so_far(
+    workloads: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["-f", str(workloads), "--days", "3", "--json", "--from-prometheus"]
+    with answering(200, EMPTY) as url:
+        assert main(["replay", *words, url]) == 1
+        out = capsys.readouterr()
+        assert (out.out, NOTHING in out.err) == ("", True)
+        assert main(["recommend", *words, url]) == 0
+    out = capsys.readouterr()
+    assert (NOTHING in out.err, out.err.count("\n")) == (True, 1)
+    assert {(r["pods"], r["windowsSeen"]) for r in json.loads(out.out)["recommendations"]} == {(0, 0)}
+
+
 @pytest.mark.parametrize("command", ["replay", "recommend"])
 @pytest.mark.parametrize(
     ("status", "body", "says"),
     [
-        (200, EMPTY, "Prometheus knows nothing of these endpoints in the last 3 days: "),
         (401, b"{}", "--token-file"),
         (404, b"no", "--from-prometheus"),
         (400, b'{"error":"bad"}', "refuses the query: bad"),
