@@ -83,6 +83,10 @@ class EndpointWant:
         """Return the first window that has not ended."""
         return min((w for w in self.windows if w.until > now), default=None)
 
+    def next_promise(self, now: datetime) -> Window | None:
+        """Return the first window that has not ended and that somebody counts on: a predicted one is a guess, and promises nothing."""
+        return min((w for w in self.windows if w.until > now and w.source is not WindowSource.PREDICTED), default=None)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Assignment:

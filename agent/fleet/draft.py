@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import TypeVar
 
@@ -136,7 +136,7 @@ class Drafter:
         live = {node: keys for node, keys in fitting.items() if node not in gone}
         assigned = self._soften(fitting, live)
         told |= set(self._softened(endpoints, live))
-        ahead = self._promised(outlook({node: assigned[node] for node in live}, yields, now), now)
+        ahead = outlook({node: assigned[node] for node in live}, yields, now)
         told |= set(slow_notes(state.nodes, yields)) | set(self._misses(endpoints, live, ahead))
         used = frozenset(r.key for w, r in self._readings.values() if r.key and w.running)
         dated = {key: each.windows for key, each in self._windows.items()}
@@ -255,12 +255,6 @@ class Drafter:
         for endpoint in endpoints:
             if some := ahead.misses.get(endpoint.key):
                 yield _tell(endpoint.workload, "CannotBeReady", miss_note(some, len(where[endpoint.key])))
-
-    def _promised(self, ahead: Outlook, now: datetime) -> Outlook:
-        """Return the outlook for declared windows: one that was foretold too late breaks no promise."""
-        due = {key: self._wants[key].next_window(now) for key in ahead.misses}
-        foretold = {key for key, window in due.items() if window and _foretold(window)}
-        return replace(ahead, misses={key: some for key, some in ahead.misses.items() if key not in foretold})
 
     def _fit(self, assigned: Mapping[str, tuple[EndpointKey, ...]]) -> dict[str, tuple[EndpointKey, ...]]:
         """Return what each node's NodeWarmup can hold, greater priority first: one too large would be refused as a whole."""

@@ -26,7 +26,7 @@ class Keeping:
 def to_keep(assignments: Mapping[str, Assignment], nodes: Mapping[str, NodeView], now: datetime, most: int) -> Keeping:
     """Return the nodes to keep: those with an endpoint whose window is due within AHEAD or open, at most `most`.
 
-    Those of the greatest priority go first, then those due soonest. A node that nothing can be placed on is not counted on.
+    No node is kept for a window that is only foretold. Those of the greatest priority go first, then those due soonest. A node that nothing can be placed on is not counted on.
     """
     spans: dict[int, tuple[_Rank | None, datetime | None]] = {}
     ranks: dict[str, _Rank] = {}
@@ -46,8 +46,8 @@ def to_keep(assignments: Mapping[str, Assignment], nodes: Mapping[str, NodeView]
 
 
 def _span(want: EndpointWant, now: datetime) -> tuple[_Rank | None, datetime | None]:
-    """Return how much the next window counts if it does now, and when it begins or ceases to."""
-    window = want.next_window(now)
+    """Return how much the next declared window counts if it does now, and when it begins or ceases to."""
+    window = want.next_promise(now)
     if window is None:
         return None, None
     begins = window.ready_by - AHEAD

@@ -30,7 +30,7 @@ class Loads:
         self._stored: defaultdict[str, set[str]] = defaultdict(set)
         self._used: defaultdict[str, int] = defaultdict(int)
         self._jobs: defaultdict[str, list[Job[EndpointKey]]] = defaultdict(list)
-        self._due = {k: w.ready_by for k, want in self._wants.items() if now and (w := want.next_window(now))}
+        self._due = {k: w.ready_by for k, want in self._wants.items() if now and (w := want.next_promise(now))}
 
     def zone(self, node: str) -> str:
         """Return a node's zone, "" for none."""
@@ -81,7 +81,7 @@ class Loads:
         return sum(size for uri, size in self._models[key].items() if uri not in self._stored[node])
 
     def _job(self, key: EndpointKey, node: str, found: NodeYield) -> Job[EndpointKey] | None:
-        """Return the work an endpoint is, less what another one brings in; None without a window, or with one that is open."""
+        """Return the work an endpoint is, less what another one brings in; None if no window is declared, or one is open."""
         due = self._due.get(key)
         if due is None or self._now is None or due <= self._now:
             return None

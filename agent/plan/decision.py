@@ -119,7 +119,7 @@ class Stage(StrEnum):
 class EndpointPlan:
     """One endpoint's stage, when it starts and is due, and the sentence that says why.
 
-    `ready_at` is when it is ready at best, where that is after a window that is still ahead.
+    `ready_at` is when it is ready at best, where that is after a declared window that is still ahead.
     """
 
     want: EndpointWant

@@ -1,5 +1,7 @@
 """Which versions the page cache is to hold: those of open and near windows, greater priority first, within the budget. Pure.
 
+Windows that are only foretold come after all that are declared.
+
 What does not fit is refused with numbers and costs its endpoint nothing else: memory is warmth on top of `ready`. A version
 that is still being downloaded keeps its share, so that none is read in only to be let go when a more important one arrives.
 """
@@ -10,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from agent.core.assignment import EndpointWant, ModelWant, Window
+from agent.core.assignment import EndpointWant, ModelWant, Window, WindowSource
 from agent.core.inventory import Inventory, ModelState
 from agent.core.refs import Digest, EndpointKey
 from agent.core.units import format_size
@@ -59,6 +61,10 @@ class _Wish:
     committed: bool
 
     @property
+    def guess(self) -> bool:
+        return self.window.source is WindowSource.PREDICTED
+
+    @property
     def need_bytes(self) -> int:
         return memory_bytes(self.size_bytes, self.want.files)
 
@@ -97,14 +103,15 @@ def keep_in_memory(
 def _wishes(endpoints: Iterable[EndpointWant], inventory: Inventory, now: datetime) -> list[_Wish]:
     """Return every version once, as its most important endpoint wants it, the most important first."""
     found = [w for e in endpoints if e.memory for w in _wishes_of(e, inventory, now)]
-    found.sort(key=lambda w: (-w.priority, w.window.ready_by, w.endpoint, w.want.name))
+    found.sort(key=lambda w: (w.guess, -w.priority, w.window.ready_by, w.endpoint, w.want.name))
     return list({w.digest: w for w in reversed(found)}.values())[::-1]
 
 
 def _wishes_of(endpoint: EndpointWant, inventory: Inventory, now: datetime) -> Iterator[_Wish]:
-    window = endpoint.next_window(now)
     size = sum(_size(m, _state(m, inventory)) for m in endpoint.models)
-    if window is None or now < memory_start(window, size):
+    coming = (endpoint.next_promise(now), endpoint.next_window(now))
+    window = next((w for w in coming if w and memory_start(w, size) <= now), None)
+    if window is None:
         return
     for want in endpoint.models:
         digest, state = want.digest or inventory.resolved.get(str(want.uri)), _state(want, inventory)

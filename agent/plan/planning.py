@@ -1,6 +1,7 @@
 """`plan`: from what is asked, what is proved and the time, to what is done next, in deadline order. Pure and total.
 
-Order is earliest due first, pods that wait before all windows, then priority. An endpoint's start is the latest at which it and
+Order is earliest due first, pods that wait before all windows, windows that are only foretold after all that are declared, then
+priority. An endpoint's start is the latest at which it and
 all that is due after it are in time (`agent.plan.physics`), less `warm_ahead`. While nothing must be fetched now, one model whose
 start is ahead is fetched early.
 """
@@ -128,10 +129,13 @@ def _row(
     return _Row(want=want, images=images, models=models, waiting=waiting, active=active, told=told)
 
 
-def _urgency(want: EndpointWant, inventory: Inventory, now: datetime) -> tuple[bool, datetime, int, int, EndpointKey]:
-    window = want.next_window(now)
+def _urgency(
+    want: EndpointWant, inventory: Inventory, now: datetime
+) -> tuple[bool, bool, datetime, int, int, EndpointKey]:
+    promise = want.next_promise(now)
+    window = promise or want.next_window(now)
     due, confidence = (window.ready_by, window.confidence) if window else (_FAR, 0)
-    return want.key not in inventory.waiting, due, -confidence, -want.priority, want.key
+    return want.key not in inventory.waiting, promise is None, due, -confidence, -want.priority, want.key
 
 
 def _stage(

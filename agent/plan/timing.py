@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
-from agent.core.assignment import EndpointWant
+from agent.core.assignment import EndpointWant, Window
 from agent.core.inventory import Inventory
 from agent.core.refs import EndpointKey
 from agent.plan.lacking import image_bytes, image_is_warm, model_bytes, model_is_warm, rate_now
@@ -15,7 +15,10 @@ from agent.plan.physics import Job, lasting, late_jobs, latest_starts
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timing:
-    """For endpoints that have a window: the latest safe start of each; and of each that will be late, when it is done at best."""
+    """For endpoints that have a window: the latest safe start of each; and of each that will be late, when it is done at best.
+
+    Only a declared window can be late: what was only foretold waits for it.
+    """
 
     starts: Mapping[EndpointKey, datetime] = field(default_factory=dict)
     late: Mapping[EndpointKey, datetime] = field(default_factory=dict)
@@ -30,23 +33,34 @@ def timing(
     What several need is fetched once, for the first of them. While downloads are slower than usual, everything in the queue is taken
     to be so for a while: starts are that much earlier.
     """
-    fetched, jobs = set[object](), list[Job[EndpointKey]]()
-    for want in wants:
-        lacking = _seconds(want, inventory, usual)
-        seconds = sum(s for item, s in lacking.items() if item not in fetched)
-        fetched |= lacking.keys()
-        if window := want.next_window(now):
-            jobs.append(Job(key=want.key, due=window.ready_by, seconds=seconds))
-    jobs.sort(key=lambda job: job.due)  # a stable sort: those that a pod waits for stand where they are due
+    lacking = {want.key: _seconds(want, inventory, usual) for want in wants}
     share = rate_now(inventory, usual) / usual
-    work = sum(job.seconds for job in jobs)
-    lost = timedelta(seconds=lasting(work, share) - work)
-    turns = [at for at, job in zip(latest_starts(jobs, lost), jobs, strict=True) if job.seconds and at > now]
+    jobs = _jobs(((want.key, want.next_window(now)) for want in wants), lacking)
+    promised = _jobs(((want.key, want.next_promise(now)) for want in wants), lacking)
+    turns = latest_starts(promised, _lost(promised, share))
+    starts = latest_starts(jobs, margin + _lost(jobs, share))
     return Timing(
-        starts=dict(zip((j.key for j in jobs), latest_starts(jobs, margin + lost), strict=True)),
-        late={late.job.key: late.done for late in late_jobs(jobs, now, timedelta(0), share) if late.job.due > now},
-        turns_at=min(turns, default=None),
+        starts=dict(zip((j.key for j in jobs), starts, strict=True)),
+        late={late.job.key: late.done for late in late_jobs(promised, now, timedelta(0), share) if late.job.due > now},
+        turns_at=min((at for at, job in zip(turns, promised, strict=True) if job.seconds and at > now), default=None),
     )
+
+
+def _jobs(
+    due: Iterable[tuple[EndpointKey, Window | None]], lacking: Mapping[EndpointKey, Mapping[object, float]]
+) -> list[Job[EndpointKey]]:
+    """Return the work in order of due times, also what a pod waits for; of those due together, in the order given."""
+    fetched, jobs = set[object](), list[Job[EndpointKey]]()
+    for at, key in sorted(((w.ready_by, key) for key, w in due if w), key=lambda pair: pair[0]):
+        seconds = sum(s for item, s in lacking[key].items() if item not in fetched)
+        fetched |= lacking[key].keys()
+        jobs.append(Job(key=key, due=at, seconds=seconds))
+    return jobs
+
+
+def _lost(jobs: Iterable[Job[EndpointKey]], share: float) -> timedelta:
+    work = sum(job.seconds for job in jobs)
+    return timedelta(seconds=lasting(work, share) - work)
 
 
 def _seconds(want: EndpointWant, inventory: Inventory, usual: float) -> dict[object, float]:

@@ -9,7 +9,7 @@ from datetime import timedelta
 
 import pytest
 
-from agent.core.assignment import Assignment, EndpointWant, Window
+from agent.core.assignment import Assignment, EndpointWant, Window, WindowSource
 from agent.core.latest import Latest
 from agent.core.names import KEEP_ANNOTATIONS, KEEP_MANAGER
 from agent.core.refs import EndpointKey
@@ -61,6 +61,14 @@ def test_the_cap_leaves_out_the_least_urgent() -> None:
     assert found.names == {"c", "b"}
     assert found.left_out == {"a"}
     assert to_keep(plan, nodes(*"abcd"), START, 0).names == frozenset()
+
+
+def test_no_node_is_kept_for_a_guess_and_a_guess_hides_no_window() -> None:
+    sure = want("chat", starts=0.5)
+    guess = Window(ready_by=START - HOUR, until=START + HOUR / 2, source=WindowSource.PREDICTED, confidence=90)
+    both, only = replace(sure, windows=(guess, *sure.windows)), replace(sure, windows=(guess,))
+    found = to_keep(fleet(a=both, b=only, c=want("x", starts=0.4)), nodes(*"abc"), START, 1)
+    assert (found.names, found.left_out) == ({"c"}, {"a"})
 
 
 @pytest.mark.parametrize(

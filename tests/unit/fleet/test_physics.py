@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.core.assignment import EndpointWant, ModelWant, Window
+from agent.core.assignment import EndpointWant, ModelWant, Window, WindowSource
 from agent.core.refs import Digest, EndpointKey, parse_model_uri
 from agent.fleet.feasible import miss_note, outlook
 from agent.fleet.loads import Loads
@@ -150,6 +150,36 @@ def test_a_window_that_cannot_be_met_is_told_with_numbers_and_a_cure() -> None:
         "100 MB/s (measured); what is due before on this node comes first; in time it would be at 150 MB/s, with fewer bytes, "
         "or declared that much earlier (lead)"
     )
+
+
+def guessing(sure: EndpointWant, opens_in: timedelta, until: timedelta) -> EndpointWant:
+    """The same endpoint with a predicted window besides its declared ones."""
+    window = Window(ready_by=NOW + opens_in, until=NOW + until, source=WindowSource.PREDICTED, confidence=90)
+    return replace(sure, windows=tuple(sorted((window, *sure.windows))))
+
+
+@pytest.mark.parametrize("opens_in", [-60, 2])
+def test_a_guess_before_a_declared_window_silences_no_miss_of_it(opens_in: int) -> None:
+    late = want("e", 60 * GB, timedelta(minutes=8))
+    both = guessing(late, timedelta(minutes=opens_in), timedelta(minutes=8))
+    assert outlook({"n1": (both,)}, {"n1": can(1e8)}, NOW) == outlook({"n1": (late,)}, {"n1": can(1e8)}, NOW)
+    assert outlook({"n1": (replace(both, windows=both.windows[:1]),)}, {"n1": can(1e8)}, NOW).misses == {}
+    sees = replace(can(1e9), ready_at={"a.e": NOW + timedelta(minutes=15)})
+    (miss,) = outlook({"n1": (both,)}, {"n1": sees}, NOW).misses[late.key]
+    assert miss.late.by == timedelta(minutes=7)
+
+
+def test_a_guess_takes_no_time_of_a_node_and_hides_no_declared_window() -> None:
+    yields = {"n1": can(1e8), "n2": can(1e8)}
+    soon = replace(want("a", 30 * GB), windows=())
+    soon, sure = (guessing(soon, timedelta(minutes=6), timedelta(hours=1)), want("b", 60 * GB, timedelta(minutes=11)))
+    loads = Loads({soon.key: soon, sure.key: sure}, yields, NOW)
+    loads.take(soon.key, "n1")
+    assert loads.fits(sure.key, "n1")
+    hidden = guessing(want("c", 60 * GB, timedelta(minutes=11)), -timedelta(hours=1), timedelta(minutes=10))
+    loads = Loads({hidden.key: hidden, sure.key: sure}, yields, NOW)
+    loads.take(hidden.key, "n1")
+    assert not loads.fits(sure.key, "n1")
 
 
 def test_it_is_known_from_the_last_moment_on_at_which_it_could_have_been_met() -> None:

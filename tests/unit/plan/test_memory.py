@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from agent.core.assignment import Assignment, EndpointWant, ModelWant, Window
+from agent.core.assignment import Assignment, EndpointWant, ModelWant, Window, WindowSource
 from agent.core.inventory import (
     Inventory,
     MemoryView,
@@ -72,6 +72,15 @@ def test_what_does_not_fit_is_refused_with_numbers_and_greater_priority_goes_fir
     assert decided.refused[A] == (
         "not kept in memory: needs 1.02 GB, and 478 MB of 1.50 GB are left (pods request 6 GB of 16 GB allocatable)"
     )
+
+
+def test_a_guess_takes_no_memory_from_a_declared_window_and_hides_none_of_its_own() -> None:
+    sure, near = endpoint("sure", A, priority=400), endpoint("guess", B, priority=900)
+    opened = Window(ready_by=NOW - timedelta(hours=1), until=NOW + timedelta(minutes=1), source=WindowSource.PREDICTED)
+    decided = decide(sure, replace(near, windows=(opened,)), budget=int(1.5 * GB))
+    assert ([s.digest for s in decided.keep], set(decided.refused)) == ([A], {B})
+    both = decide(sure, replace(near, windows=(opened, *near.windows)), budget=int(1.5 * GB))
+    assert [(s.digest, s.until) for s in both.keep] == [(B, near.windows[0].until)]
 
 
 def test_a_version_still_on_its_way_keeps_its_share() -> None:

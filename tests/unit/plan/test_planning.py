@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
-from agent.core.assignment import Assignment, EndpointWant, ImageWant, ModelWant, Window
+from agent.core.assignment import Assignment, EndpointWant, ImageWant, ModelWant, Window, WindowSource
 from agent.core.inventory import (
     CacheUse,
     GpuReport,
@@ -242,3 +242,36 @@ def test_a_stalled_download_and_odd_times_start_everything_now_and_break_nothing
     dawn = Window(ready_by=datetime(1, 1, 1, tzinfo=UTC), until=NOW + timedelta(hours=1))
     decided = plan(Assignment(endpoints=(endpoint(windows=(dawn,)),)), Inventory(), NOW, LIMITS)
     assert [s.want for s in decided.hydrations] == [model()]
+
+
+def guess(opens_in: timedelta, lasts: timedelta = timedelta(hours=1)) -> Window:
+    opens = NOW + opens_in
+    return Window(ready_by=opens, until=opens + lasts, source=WindowSource.PREDICTED, confidence=10)
+
+
+def test_a_guess_is_fetched_after_what_is_declared_and_makes_none_late() -> None:
+    minutes = timedelta(minutes=1)
+    soon = endpoint("soon", images=(), models=(model(A, 600 * 10**9),), windows=(guess(15 * minutes),))
+    declared = endpoint("sure", opens_in=20 * minutes, images=(), models=(model(B, 900 * 10**9, "b/"),))
+    decided = plan(Assignment(endpoints=(soon, declared)), Inventory(), NOW, LIMITS)
+    assert [s.want.digest for s in decided.hydrations] == [B, A]
+    assert {e.want.key.name: (e.stage, e.ready_at) for e in decided.endpoints} == {
+        "sure": (Stage.WARMING, None),
+        "soon": (Stage.WARMING, None),
+    }
+
+
+def test_an_open_guess_does_not_hide_that_the_declared_window_behind_it_cannot_be_met() -> None:
+    declared = endpoint(opens_in=timedelta(minutes=20), images=(), models=(model(A, 3600 * 10**9),))
+    both = replace(declared, windows=(guess(-timedelta(hours=1), timedelta(minutes=80)), *declared.windows))
+    told = plan(Assignment(endpoints=(both,)), Inventory(), NOW, LIMITS).endpoints[0]
+    assert told.ready_at == NOW + timedelta(hours=1)
+
+
+def test_a_guess_starts_early_enough_for_what_a_later_declared_window_needs_too() -> None:
+    large = model(A, 3600 * 10**9)
+    soon = endpoint("soon", images=(), models=(large,), windows=(guess(timedelta(hours=5)),))
+    sure = endpoint("sure", opens_in=timedelta(hours=9), images=(), models=(large,))
+    decided = plan(Assignment(endpoints=(soon, sure)), Inventory(), NOW, LIMITS)
+    starts = {e.want.key.name: e.start_at for e in decided.endpoints}
+    assert starts["soon"] == NOW + timedelta(hours=5) - timedelta(minutes=90)
