@@ -85,11 +85,13 @@ MEMORY_RELEASES = _counter(
 WINDOW_LATENESS = Metric(
     name="prewarm_window_lateness_seconds",
     kind=Kind.HISTOGRAM,
-    help="How long after it was due an endpoint was ready for a window; 0 when in time",
+    help="How long after it was due an endpoint was ready for a declared window; 0 when in time",
     labels=ENDPOINT_LABELS,
     buckets=LATENESS_BUCKETS,
 )
-WINDOWS_MISSED = _counter("prewarm_windows_missed_total", "Windows that ended without being ready", *ENDPOINT_LABELS)
+WINDOWS_MISSED = _counter(
+    "prewarm_windows_missed_total", "Declared windows that ended without being ready", *ENDPOINT_LABELS
+)
 
 ENDPOINT_READY = _gauge("prewarm_endpoint_ready", "1 while this node may claim to be warm", *ENDPOINT_LABELS)
 MODEL_BYTES = _gauge("prewarm_endpoint_model_bytes", "Bytes of an endpoint's model versions", *ENDPOINT_LABELS)

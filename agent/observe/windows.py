@@ -1,4 +1,4 @@
-"""Was each window met? The moment it was due is held against the moment this node could first claim to be warm."""
+"""Was each declared window met? The moment it was due is held against the moment this node could first claim to be warm."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Protocol
 
-from agent.core.assignment import Assignment
+from agent.core.assignment import Assignment, WindowSource
 from agent.core.clock import Clock
 from agent.core.latest import Latest, Signal
 from agent.core.names import READY, endpoint_label
@@ -38,10 +38,12 @@ def settle(
     """Return what is still open and what has been settled by now.
 
     A window that is first seen after it was due is nobody's fault and is not counted; neither is one that is taken back
-    before it ended. `ready` are the endpoints this node claims now.
+    before it ended, nor one that is only foretold: a guess is no promise. `ready` are the endpoints this node claims now.
     """
     endpoints = assignment.endpoints if assignment else ()
-    asked = {(e.key, w.ready_by): w.until for e in endpoints for w in e.windows}
+    asked = {
+        (e.key, w.ready_by): w.until for e in endpoints for w in e.windows if w.source is not WindowSource.PREDICTED
+    }
     still = {due: asked.get(due, until) for due, until in watched.open.items() if due in asked or until <= now}
     still |= {due: until for due, until in asked.items() if due[1] > now and due not in watched.settled}
     verdicts = {due: _verdict(due, until, ready, now) for due, until in still.items() if due[1] <= now}

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
-from agent.core.assignment import Assignment, EndpointWant, Window
+from agent.core.assignment import Assignment, EndpointWant, Window, WindowSource
 from agent.core.refs import EndpointKey
 from agent.observe.windows import Verdict, Watched, settle
 
@@ -38,6 +39,15 @@ def test_ready_after_it_was_due_is_late_by_that_much() -> None:
 def test_not_ready_by_the_end_is_missed() -> None:
     assert told((ASKED, NOT, -60), (ASKED, NOT, 0), (ASKED, NOT, 3600)) == [None]
     assert told((ASKED, NOT, -60), (None, NOT, 10), (None, NOT, 3600)) == []
+
+
+def test_a_window_that_is_only_foretold_is_not_counted() -> None:
+    (asked,) = ASKED.endpoints
+    guess = replace(asked.windows[0], source=WindowSource.PREDICTED, confidence=60)
+    foretold = replace(ASKED, endpoints=(replace(asked, windows=(guess,)),))
+    assert told((foretold, NOT, -60), (foretold, NOT, 0), (foretold, READY, 42)) == []
+    assert told((foretold, NOT, -60), (foretold, NOT, 3600)) == []
+    assert told((foretold, NOT, -60), (ASKED, NOT, -30), (ASKED, READY, 42)) == [42.0], "declared meanwhile"
 
 
 def test_a_window_first_seen_when_it_was_due_is_not_counted() -> None:
