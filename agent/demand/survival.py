@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 
 import numpy as np
 
-from agent.demand.activity import NEVER
+from agent.demand.activity import NEVER, RETURN_AFTER
 from agent.demand.arrays import Flags, Floats
 from agent.demand.features import look
 from agent.demand.forecast import Forecast
@@ -23,6 +23,7 @@ _FINE = 36  # slots
 _COARSE = 3  # slots
 _SLOT_SECONDS = int(SLOT.total_seconds())
 QUANTILES = (0.1, 0.5, 0.9)
+_STILL_IDLE = 0.1  # chance: who is less likely to be so is asked again when it is seen what came
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +50,7 @@ def next_use(forecast: Forecast, at: datetime, horizon: timedelta = HORIZON) -> 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """A stretch of the future from `at` on: who is worth being warm in it, and with which chance each is used first in it."""
+    """A stretch of the future from `at` on: who is worth being warm in it, and with which chance each is used if not before."""
 
     at: datetime
     worth: Flags
@@ -59,14 +60,18 @@ class Step:
 def ahead(forecast: Forecast, at: datetime, until: datetime) -> Iterator[Step]:
     """Yield the steps from `at` on, which is two slots after the newest report, those of half an hour on half hours in UTC.
 
-    What is worth it is so by the first budget's price.
+    What is worth it is so by the first budget's price, and up to a use that is nearly certain: what is said of a step assumes that none
+    came before it.
     """
     seen = forecast.memory.age < NEVER
+    idle = np.ones(len(seen))  # chance of no use before the step
     for slot, length in _steps((until - at) // SLOT, int(at.timestamp()) // _SLOT_SECONDS):
         view = look(forecast.memory, at + slot * SLOT, silent=slot)
         hazard = forecast.hazard(view)
-        worth = seen & (scores(hazard, view.idle) >= forecast.prices[0].value)
-        yield Step(at=view.at, worth=worth, chance=1 - (1 - hazard) ** length)
+        worth = seen & (scores(hazard, view.idle) >= forecast.prices[0].value) & (idle >= _STILL_IDLE)
+        quiet = (1 - hazard) ** length
+        yield Step(at=view.at, worth=worth, chance=1 - quiet)
+        idle = idle * np.where(view.idle >= RETURN_AFTER, quiet, 1)
 
 
 def _used_by_then(forecast: Forecast, at: datetime, steps: list[tuple[int, int]]) -> Floats:

@@ -100,6 +100,17 @@ def test_before_there_are_returns_to_learn_from_the_closed_form_foretells() -> N
     assert not warm_at(found, one, now.replace(hour=4))
 
 
+def test_a_window_ends_with_a_use_that_is_nearly_certain() -> None:
+    """One that comes each day from nine to eleven: by night, what is after that is not known yet."""
+    one, now = endpoint("e0"), START + timedelta(days=12, hours=6)
+    daily = track(lambda at: 9 <= at.hour < 11, now)
+    found = foretold(Foreteller(0.2, {}), [one], {one.key: daily}, now)
+    windows = found.windows[one.key]
+    assert warm_at(found, one, now.replace(hour=9))
+    assert max(w.until for w in windows) <= now.replace(hour=12), "neither the rest of today nor tomorrow"
+    assert all(w.until - w.ready_by <= hours(4) for w in windows)
+
+
 def test_what_is_unknown_is_not_taken_for_idle() -> None:
     """Three working days without a word: a planner that was away expects the morning, one that saw nobody come less so."""
     one, now = endpoint("e0"), START + timedelta(days=11, hours=2)  # a Friday
