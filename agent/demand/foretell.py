@@ -22,7 +22,7 @@ from agent.demand.survival import ahead
 from agent.demand.wall import DAY_SLOTS, SLOT
 
 _AT_ONCE = 144_000  # endpoints times slots in one call of `learn`: a second or two, and a fit
-_LATE = 6  # slots of one endpoint that came to be known after they were learned: reason to learn all again,
+_LATE = 6  # slots of one endpoint that came to be known, or known otherwise, after they were learned: reason to learn all again,
 _AGAIN = timedelta(hours=1)  # but not more often than this
 _GAP = DAY_SLOTS  # slots; after a longer pause, too
 
@@ -39,35 +39,37 @@ class Foreteller:
         self._sites: tuple[Site, ...] = ()
         self._keys: tuple[EndpointKey, ...] = ()
         self._tracks: list[Track] = []
-        self._known: dict[EndpointKey, int] = {}  # bit n: slot `first` + n was known when it was learned
+        self._learned: dict[
+            EndpointKey, tuple[int, int]
+        ] = {}  # bit n: slot `first` + n was active, was known, when it was learned
 
     def begin(self, endpoints: Sequence[Endpoint], tracks: Mapping[EndpointKey, Track], now: datetime) -> None:
         """Take what is known at `now` of these endpoints."""
         before, self._sites = self._sites, tuple(map(_site, endpoints))
         self._keys, self._tracks = tuple(e.key for e in endpoints), [tracks.get(e.key, Track()) for e in endpoints]
-        self._known = {key: self._known.get(key, 0) for key in self._keys}
+        self._learned = {key: self._learned.get(key, (0, 0)) for key in self._keys}
         self._end = slot_of(now)
         if not self._sites:
             self._forecast = None
-        elif self._forecast is None or not before or self._outdated(now):
-            self._forecast, self._began, self._known = Forecast(self._sites, [self._budget]), now, {}
+        elif self._forecast is None or not before or self._outdated(now) or _moved(before, self._sites):
+            self._forecast, self._began, self._learned = Forecast(self._sites, [self._budget]), now, {}
             self._first = oldest(self._end)
             self._next = _first_known(self._tracks, self._first, self._end)
         elif self._sites != before:
             self._forecast.resettle(self._sites)
 
     def _outdated(self, now: datetime) -> bool:
-        """Say whether much was not known when it was learned, or time has jumped."""
+        """Say whether much was not known when it was learned, or is known otherwise by now, or time has jumped."""
         if not self._next <= self._end <= self._next + _GAP:
             return True
         if self._began and timedelta(0) <= now - self._began < _AGAIN:
             return False
         count = self._next - self._first
-        late = (
-            track.bits(self._first, count)[1] & ~self._known.get(key, 0)
-            for key, track in zip(self._keys, self._tracks, strict=True)
-        )
-        return any(bits.bit_count() >= _LATE for bits in late)
+        for key, track in zip(self._keys, self._tracks, strict=True):
+            (active, known), (active_then, known_then) = track.bits(self._first, count), self._learned.get(key, (0, 0))
+            if (known & (~known_then | (active ^ active_then))).bit_count() >= _LATE:
+                return True
+        return False
 
     def learn(self) -> bool:
         """Learn some slots that have ended; return whether more are left. Takes a few seconds at most."""
@@ -85,8 +87,10 @@ class Foreteller:
             if self._forecast.refit_is_due(coming):
                 self._forecast.refit()
             self._forecast.decide(coming)
-        for key, (_, seen) in zip(self._keys, bits, strict=True):
-            self._known[key] = self._known.get(key, 0) | seen << (self._next - self._first)
+        shift = self._next - self._first
+        for key, now in zip(self._keys, bits, strict=True):
+            then = self._learned.get(key, (0, 0))
+            self._learned[key] = (then[0] | now[0] << shift, then[1] | now[1] << shift)
         self._next += count
         return self._next < self._end
 
@@ -117,6 +121,12 @@ def _site(endpoint: Endpoint) -> Site:
     """An endpoint shares its users with its namespace, and their habits with whoever serves the same model."""
     models = (str(model.uri) for model in endpoint.models)
     return Site(name=str(endpoint.key), timezone=endpoint.zone, groups=(endpoint.key.namespace, *sorted({*models})))
+
+
+def _moved(before: Iterable[Site], after: Iterable[Site]) -> bool:
+    """Say whether an endpoint has another time zone: what was learned of it goes by the old one's wall clock."""
+    zones = {site.name: site.timezone for site in before}
+    return any(zones.get(site.name, site.timezone) != site.timezone for site in after)
 
 
 def _first_known(tracks: Iterable[Track], first: int, end: int) -> int:

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 import pytest
@@ -143,6 +143,26 @@ def test_what_comes_to_be_known_later_is_learned_but_not_more_than_once_an_hour(
     assert not any(foretold(foreteller, offices.endpoints, offices.tracks, NIGHT + hours(0.9)).windows.values())
     later = foretold(foreteller, offices.endpoints, offices.tracks, NIGHT + hours(1))
     assert all(warm_at(later, each, NINE) for each in offices.endpoints[:5])
+
+
+def test_what_comes_to_be_known_otherwise_is_learned_too(offices: Offices) -> None:
+    """Prometheus was away, and pods that ran were taken for use; when it is back, their endpoint was idle."""
+    never_used, foreteller = offices.endpoints[5], Foreteller(0.3, {})
+    mistaken = track(lambda at: at.hour == 9, NIGHT)
+    taken = offices.tracks | {never_used.key: mistaken}
+    assert warm_at(foretold(foreteller, offices.endpoints, taken, NIGHT), never_used, NINE)
+    right = foretold(foreteller, offices.endpoints, offices.tracks, NIGHT + hours(1))
+    assert not warm_at(right, never_used, NINE)
+    assert right.fared[never_used.key].returns == 0
+
+
+def test_an_endpoint_that_moves_to_another_time_zone_is_learned_by_its_clock(offices: Offices) -> None:
+    foreteller = Foreteller(0.3, {})
+    foretold(foreteller, offices.endpoints, offices.tracks, NIGHT)
+    moved = [replace(e, zone="Asia/Tokyo") for e in offices.endpoints]
+    found = foretold(foreteller, moved, offices.tracks, NIGHT)
+    assert found == foretold(Foreteller(0.3, {}), moved, offices.tracks, NIGHT)
+    assert found.fared != offices.found.fared, "Saturday begins nine hours earlier there"
 
 
 @pytest.mark.parametrize("away", [timedelta(days=-3), timedelta(days=3650)])
