@@ -33,6 +33,7 @@ NO_ALMANAC = Almanac()
 Span = tuple[datetime, datetime]
 _STEP = timedelta(hours=6)
 _WEEK = timedelta(days=7)
+_SHORTEST = timedelta(minutes=30)  # of what declared windows leave of a predicted one: a sliver is worth no download
 _DENSE = 100  # starts in six hours
 # Longer than any clock is set back: in a repeated hour a past start may show a later wall-clock time than now.
 _FOLD = timedelta(hours=3)
@@ -63,9 +64,10 @@ def windows(
 
 
 def with_predicted(declared: tuple[Window, ...], predicted: Iterable[Window], now: datetime) -> tuple[Window, ...]:
-    """Return declared windows and, where these leave time, predicted ones; sorted, at most MAX_WINDOWS, declared ones first."""
+    """Return declared windows and, where these leave half an hour or more, predicted ones; sorted, at most MAX_WINDOWS, declared ones first."""
     firm = _merge((w.ready_by, w.until) for w in declared)
-    left = [replace(w, ready_by=a, until=b) for w in predicted for a, b in _outside([(w.ready_by, w.until)], firm)]
+    spans = ((w, a, b) for w in predicted for a, b in _outside([(w.ready_by, w.until)], firm))
+    left = [replace(w, ready_by=a, until=b) for w, a, b in spans if b - a >= _SHORTEST]
     room = MAX_WINDOWS - len(declared)
     return tuple(sorted((*declared, *sorted(w for w in left if w.until > now)[:room])))
 

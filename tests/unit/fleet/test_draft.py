@@ -133,11 +133,13 @@ def test_the_setting_says_what_is_predicted_where_no_annotation_does() -> None:
 
 
 def test_declared_windows_come_before_predicted_ones() -> None:
-    found = predicting("on", "0 9 * * *", foretold(0.5, 3), foretold(1, 1.5), foretold(30, 31))
+    found = predicting("on", "0 9 * * *", foretold(0, 3), foretold(1, 1.5), foretold(30, 31))
     first, declared, rest, *_ = found.windows[CHAT]
     assert (declared.source, declared.ready_by) == (WindowSource.DECLARED, NOW + timedelta(minutes=55))
-    assert (first, rest) == (foretold(0.5, 55 / 60), foretold(2, 3))
-    guesses = [foretold(n / 10, n / 10 + 0.05) for n in range(MAX_WINDOWS + 10)]
+    assert (first, rest) == (foretold(0, 55 / 60), foretold(2, 3))
+    slivers = predicting("on", "0 9 * * *", foretold(0.5, 2 + 25 / 60)).windows[CHAT]
+    assert all(w.source is WindowSource.DECLARED for w in slivers), "25 minutes before, and after"
+    guesses = [foretold(n / 5, n / 5 + 0.5) for n in range(MAX_WINDOWS + 50)]
     crowded = predicting("on", "0 9 * * *", *guesses).windows[CHAT]
     assert sum(w.source is WindowSource.DECLARED for w in crowded) == 3
     assert len(crowded) == MAX_WINDOWS
