@@ -16,6 +16,7 @@ from agent.core.refs import EndpointKey
 MAX_PREDICTED = 20  # windows of one endpoint
 _EDGE = timedelta(minutes=30)
 _REACH, _STEP = timedelta(hours=24), timedelta(hours=6)
+_LONGEST = timedelta(hours=24)  # of one that is held open: how it ended is to be seen, and another begins
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 Windows = Mapping[EndpointKey, tuple[Window, ...]]
@@ -76,18 +77,22 @@ def runs(steps: Sequence[int], chance: Sequence[float], edges: Sequence[datetime
 def lasting(standing: Sequence[Window], found: tuple[Window, ...], awake: bool, now: datetime) -> tuple[Window, ...]:
     """Return the windows found now, but a standing one that is open is not taken back: it can be lengthened, or end at the next edge.
 
-    So it is seen how it ended. While the endpoint is `awake`, it lasts: that it is used is what it was for.
+    So it is seen how it ended. While the endpoint is `awake`, it lasts: that it is used is what it was for. One that is lengthened is
+    as likely as what it is lengthened by; after 24 hours another one begins where it ends.
     """
     begun = next((w for w in standing if w.ready_by <= now < w.until), None)
     if begun is None:
         return found
     until, later = begun.until if awake else min(begun.until, _floor(now) + _EDGE), []
+    last, confidence = begun.ready_by + _LONGEST, begun.confidence
     for window in found:
-        if window.ready_by <= until:
-            until = max(until, window.until)
-        else:
+        if window.ready_by > until:
             later.append(window)
-    return replace(begun, until=until), *later
+        elif window.until > until:
+            until, confidence = window.until, window.confidence
+    if until > last:
+        later.insert(0, replace(begun, ready_by=last, until=until, confidence=confidence))
+    return replace(begun, until=min(until, last), confidence=confidence), *later
 
 
 def _tens(chance: float) -> int:

@@ -214,6 +214,15 @@ def test_an_open_window_is_not_taken_back(found: tuple[Window, ...], awake: bool
     assert lasting((window(9, 11), window(20, 21)), found, awake, START + hours(10.2)) == expected
 
 
+def test_an_open_window_that_is_lengthened_is_as_likely_as_what_is_new_and_another_begins_after_a_day() -> None:
+    now = START + hours(10.2)
+    assert lasting((window(9, 11, 80),), (window(10, 10.5, 20),), True, now) == (window(9, 11, 80),)
+    assert lasting((window(9, 11, 80),), (window(10, 12, 20),), True, now) == (window(9, 12, 20),)
+    day = lasting((window(-12, 11, 80),), (window(10.5, 14, 20), window(20, 21)), True, now)
+    assert day == (window(-12, 12, 20), window(12, 14, 20), window(20, 21))
+    assert lasting(day, (window(12, 14, 20),), True, START + hours(12.1)) == (window(12, 14, 20),)
+
+
 def test_a_window_that_is_not_open_is_as_found() -> None:
     found = (window(12, 13, 80),)
     assert lasting((window(12.5, 14),), found, True, START + hours(10)) == found
