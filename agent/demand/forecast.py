@@ -104,6 +104,12 @@ class Forecast:
         self._pending.append(_Decision(view, chance, score, warm))
         return tuple(frozenset(self.memory.sites[row].name for row in np.flatnonzero(each)) for each in warm)
 
+    def carried_out(self, at: datetime, warm: Flags) -> None:
+        """Count the slot at `at`, once it is over, by who really was to be warm in it, whatever was decided for the first budget."""
+        for decision in self._pending:
+            if decision.view.at == at:
+                decision.warm[0] = warm
+
     def hazard(self, view: View) -> Floats:
         """Return the chance that each endpoint returns in the slot of the view."""
         return self.model.probability(view.columns) if self.model else hazard.closed_form(view.columns)

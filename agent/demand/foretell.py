@@ -113,6 +113,8 @@ class Foreteller:
             key: lasting(self._standing.get(key, ()), windows, up, now)
             for (key, windows), up in zip(found.items(), awake, strict=True)
         }
+        told = [any(w.ready_by <= at < w.until for w in self._standing[key]) for key in self._keys]
+        forecast.carried_out(at, np.array(told))
         fared = dict(zip(self._keys, forecast.tally.fared(), strict=True))
         return Foretold(windows=self._standing, fared=fared, idle_share=forecast.prices[0].spent_share)
 

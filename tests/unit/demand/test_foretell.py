@@ -81,6 +81,22 @@ def test_it_is_counted_how_decisions_fared_and_whether_chances_are_right(offices
     assert 0.5 < offices.found.calibration < 2
 
 
+def test_a_slot_counts_as_warm_where_it_lay_in_a_window_that_nodes_were_told_of(offices: Offices) -> None:
+    """By night nothing is worth it; a window that is open all the same lasts until half past."""
+    key, later = offices.endpoints[0].key, NIGHT + 2 * SLOT
+    tracks = {k: t.amended(Track(first=t.end, known=3)) for k, t in offices.tracks.items()}
+    counted = []
+    for standing in ({}, {key: (window(9 * 24 + 1, 9 * 24 + 8),)}):
+        foreteller = Foreteller(0.3, standing)
+        foretold(foreteller, offices.endpoints, offices.tracks, NIGHT)
+        counted.append(foretold(foreteller, offices.endpoints, tracks, later))
+    without, held = counted
+    assert held.fared[key].idle_slots == pytest.approx(without.fared[key].idle_slots + 1)
+    assert held.idle_share is not None
+    assert without.idle_share is not None
+    assert held.idle_share > without.idle_share, "and is paid for"
+
+
 def test_after_a_restart_the_same_is_foretold_from_what_was_kept(offices: Offices) -> None:
     begun, early = Foreteller(0.3, {}), NIGHT - hours(20)
     foretold(
