@@ -64,6 +64,11 @@ def test_names_end_in_a_unit_or_total_and_have_our_prefix() -> None:
         "prewarm_history_known_ratio",
         "prewarm_planner_kept_nodes",
         "prewarm_planner_unkept_nodes",
+        "prewarm_planner_placeholders",
+        "prewarm_predicted_windows",
+        "prewarm_predicted_returns",
+        "prewarm_predicted_idle_ratio",
+        "prewarm_predicted_calibration_ratio",
     }
     contract = {"cold_start_total_seconds", "image_pull_seconds", "model_load_seconds"}
     for metric in CATALOGUE:
