@@ -269,6 +269,7 @@ def with_ready(node: NodeView, status: str) -> tuple[Condition, ...]:
     return (*(c for c in node.conditions if c.type != "Ready"), is_ready(status))
 
 
+@pytest.mark.timeout(900)  # 90 s of one core's time
 @settings(max_examples=10_000 // STORIES, deadline=None, database=None, suppress_health_check=list(HealthCheck))
 @given(st.binary(min_size=STORIES * STEPS, max_size=STORIES * STEPS), st.integers(0, 3))
 def test_no_story_ends_in_a_false_claim_a_lost_one_or_a_flood(told: bytes, seed: int) -> None:

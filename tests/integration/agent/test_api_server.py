@@ -39,10 +39,10 @@ def log_of_a_run(command: str, url: str, directory: Path, said: str) -> str:
     with file.open("wb") as log:
         process = subprocess.Popen([PREWARM, command, *flags], stdout=log, stderr=log)
     try:
-        eventually(lambda: said in file.read_text() or process.poll() is not None, 20, f"{said} in the log")
+        eventually(lambda: said in file.read_text() or process.poll() is not None, 60, f"{said} in the log")
         assert process.poll() is None, file.read_text()[-2000:]
         process.send_signal(signal.SIGTERM)
-        assert process.wait(10) == 0
+        assert process.wait(30) == 0
     finally:
         if process.poll() is None:
             process.kill()
