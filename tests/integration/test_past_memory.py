@@ -19,8 +19,6 @@ from agent.demand.history_shards import Shard, encode
 from tests.fakes.api_server import FakeApiServer
 from tests.integration.test_doctor import write_kubeconfig
 
-NOW = datetime.now(UTC)
-FIRST = slot_of(NOW) - 12 * DAY_SLOTS
 ADDED = ("/apis/serving.knative.dev/v1/services", "/apis/serving.kserve.io/v1beta1/inferenceservices")
 
 
@@ -38,8 +36,10 @@ async def server() -> AsyncIterator[FakeApiServer]:
             template = {"spec": {"containers": [{"name": "c", "image": "registry.test/x:1"}]}}
             body = {"metadata": {"annotations": annotations}, "spec": {"template": template}}
             await serving.put(f"/apis/apps/v1/namespaces/{namespace}/deployments/{name}", body)
-        used = track_of(FIRST, [8 <= slot_start(FIRST + n).hour < 12 for n in range(12 * DAY_SLOTS)])
-        shard = Shard(written_at=NOW, tracks={EndpointKey(namespace="shop", name="chat"): used})
+        now = datetime.now(UTC)
+        first = slot_of(now) - 12 * DAY_SLOTS
+        used = track_of(first, [8 <= slot_start(first + n).hour < 12 for n in range(12 * DAY_SLOTS)])
+        shard = Shard(written_at=now, tracks={EndpointKey(namespace="shop", name="chat"): used})
         await serving.put("/api/v1/namespaces/prewarm/configmaps/prewarm-history-3", config_map(shard))
         yield serving
 
@@ -88,16 +88,17 @@ async def test_replay_leaves_out_whom_the_planner_does_not_know_and_says_so(prew
     assert err == "prewarm replay: shop/draw is left out: nothing is known of its last 28 days\n"
     found = json.loads(out)
     begin, end = (datetime.fromisoformat(found[name]) for name in ("counted_from", "counted_until"))
-    mornings = [NOW.replace(hour=8, minute=0, second=0, microsecond=0) - timedelta(days=n) for n in range(12)]
+    today = datetime.now(UTC).replace(hour=8, minute=0, second=0, microsecond=0)
+    mornings = [today - timedelta(days=n) for n in range(12)]
     assert found["replay"][0]["returns"] == sum(begin <= at < end for at in mornings)
 
 
 async def test_recommend_says_0_of_whom_the_planner_knows_ten_minutes_that_have_not_ended(
     server: FakeApiServer, prewarm: Prewarm
 ) -> None:
-    begun = Shard(
-        written_at=NOW, tracks={EndpointKey(namespace="other", name="chat"): track_of(slot_of(NOW), [True, True])}
-    )
+    now = datetime.now(UTC)
+    lasting = slot_of(now + timedelta(minutes=2))  # as long as the commands below take
+    begun = Shard(written_at=now, tracks={EndpointKey(namespace="other", name="chat"): track_of(lasting, [True, True])})
     await server.put("/api/v1/namespaces/prewarm/configmaps/prewarm-history-4", config_map(begun))
     code, out, err = await prewarm("recommend", "other/chat", "--json")
     assert (code, err.count("\n")) == (0, 1)
