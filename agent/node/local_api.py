@@ -23,6 +23,7 @@ from agent.core.clock import Clock
 from agent.core.errors import Invalid, PrewarmError, Transient, cut
 from agent.core.latest import Signal
 from agent.core.refs import Digest, EndpointKey, parse_digest
+from agent.core.timers import coarse_timers
 from agent.node.ask_socket import serving_questions
 from agent.node.grants import Grants, LocalCells, RefKeeper, Sandboxes, UnknownPod
 from agent.node.local_messages import progress_message, status_message
@@ -113,7 +114,8 @@ class LocalApi:
             raise Invalid(f"{self._run_dir} is too long a path for a socket (setting run_dir)")
         try:
             self._run_dir.mkdir(parents=True, exist_ok=True)
-            return [self._server("agent.sock", admin=False), self._server("admin.sock", admin=True)]
+            with coarse_timers():
+                return [self._server("agent.sock", admin=False), self._server("admin.sock", admin=True)]
         except (OSError, RuntimeError) as error:  # grpc says RuntimeError where it cannot bind
             raise Invalid(f"cannot make sockets in {self._run_dir}: {cut(error)} (setting run_dir)") from error
 

@@ -1,0 +1,30 @@
+"""How exactly the kernel keeps the timers of threads that a library starts."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import sys
+from collections.abc import Iterator
+
+_PR_SET_TIMERSLACK = 29  # linux/prctl.h
+_SLACK_NANOSECONDS = 10**9
+
+
+@contextlib.contextmanager
+def coarse_timers() -> Iterator[None]:
+    """Let what the threads started inside wait for be up to a second late, so that their wakings fall together.
+
+    For gRPC: its pool polls 25 times a second for work that others signal anyway, which costs 0.16 % of a core; its first
+    channel or server starts these threads, and a thread has the slack of the one that started it (prctl(2)). Only waits that
+    time out are late: what a socket or another thread brings wakes at once. Does nothing where there is no prctl.
+    """
+    if sys.platform != "linux":
+        yield
+        return
+    prctl = ctypes.CDLL(None).prctl
+    prctl(_PR_SET_TIMERSLACK, ctypes.c_ulong(_SLACK_NANOSECONDS))
+    try:
+        yield
+    finally:
+        prctl(_PR_SET_TIMERSLACK, ctypes.c_ulong(0))  # what this thread began with
