@@ -38,6 +38,8 @@ class Pins:
         self._clock = clock
         self._budget_bytes = budget_bytes
         self._standing: Mapping[str, Pin] | None = None  # None: not looked at yet
+        self._doubts = 0
+        self._confirmed: dict[ImageRef, int] = {}  # how many doubts there had been when its pin was last seen to have effect
 
     async def reconcile(self, steps: Sequence[PinStep] | None, images: Iterable[ImageWant]) -> None:
         """Pin and unpin; `steps` is None while nobody has said what this node is for: then all pins stay.
@@ -60,16 +62,23 @@ class Pins:
         for image_id, step in wanted.items():
             pin_now = standing.get(image_id)
             stands = pin_now is not None and pin_now.whole and abs(pin_now.until - step.until) <= _ROUNDING
-            if not stands and await self._pinner.pin(image_id, step.until):
-                log.info("image pinned", image=str(step.want.ref), until=step.until, again=pin_now is not None)
+            if not stands:
+                self._confirmed.pop(step.want.ref, None)
+                if await self._pinner.pin(image_id, step.until):
+                    log.info("image pinned", image=str(step.want.ref), until=step.until, again=pin_now is not None)
             standing[image_id] = Pin(until=step.until, whole=True)
             notes[step.want.ref] = await self._read_back(step)
         self._standing = standing
+        self._confirmed = {ref: doubts for ref, doubts in self._confirmed.items() if ref in notes}
         self._board.pins_are(notes)
 
     def concerns(self, name: str) -> bool:
         """Say whether a record that changed is one of those we pinned: somebody may have taken the pin away."""
         return name in (self._standing or {})
+
+    def doubt(self) -> None:
+        """Ask the runtime again about every pin: an image's record changed, or it is another runtime."""
+        self._doubts += 1
 
     async def _within_budget(self, steps: Sequence[PinStep], notes: dict[ImageRef, PinNote]) -> dict[str, PinStep]:
         """Return by image id what is pinned: in the order of the plan, as long as the budget lasts."""
@@ -96,7 +105,9 @@ class Pins:
         return int(disk.capacity_bytes * _SHARE) if disk else None
 
     async def _read_back(self, step: PinStep) -> PinNote:
-        if await self._pinner.shielded(str(step.want.ref)):
+        doubts = self._doubts  # one that comes while it is asked holds
+        if self._confirmed.get(step.want.ref) == doubts or await self._pinner.shielded(str(step.want.ref)):
+            self._confirmed[step.want.ref] = doubts
             return PinNote(pinned=True, text=f"pinned until {step.until.astimezone(UTC):%Y-%m-%d %H:%M}Z")
         return PinNote(
             pinned=False,

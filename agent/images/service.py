@@ -190,6 +190,7 @@ class ImageService:
             or event.name in names
             or self._pins.concerns(event.name)
         ):
+            self._pins.doubt()
             self._look.fire()
 
     def _tell(self, error: PrewarmError | None) -> None:

@@ -89,6 +89,7 @@ class FakeContainerd:
     served_layers: dict[str, Served] | None = field(default_factory=dict)
     pinned: dict[str, Pin] = field(default_factory=dict)
     pins_count: bool = True  # False as with containerd 1.6.20
+    asked_shielded: int = 0
     space: Disk | None = field(default_factory=lambda: Disk(capacity_bytes=10**12, free_bytes=10**12))
     released: list[str] = field(default_factory=list)
     cycles: int = 0
@@ -170,6 +171,7 @@ class FakeContainerd:
 
     async def shielded(self, name: str) -> bool:
         await self._answer()
+        self.asked_shielded += 1
         target = self.names.get(record_name(parse_image_ref(name)))
         return self.pins_count and any(
             self.pinned[i].whole for i, t in self.ids().items() if t == target and i in self.pinned

@@ -101,6 +101,22 @@ def test_a_containerd_that_ignores_pins_is_said_to() -> None:
     play(story)
 
 
+def test_a_pin_without_effect_any_longer_is_noticed_when_the_image_is_pulled_again_and_asked_about_only_then() -> None:
+    async def story(bench: Bench) -> None:
+        want = await bench.hold(A)
+        async with running(bench):
+            bench.plan.set(plan(want, pinned=(want,)))
+            await bench.until(want, lambda state: state.pinned)
+            asked = bench.node.asked_shielded
+            await asyncio.sleep(100)
+            assert bench.node.asked_shielded == asked
+            bench.node.pins_count = False
+            await bench.node.pull(A, "")
+            await bench.until(want, lambda state: "its pin has no effect" in state.reason)
+
+    play(story)
+
+
 def test_pins_take_half_of_the_disk_at_most_the_most_urgent_first() -> None:
     async def story(bench: Bench) -> None:
         first, second = await bench.hold(A), await bench.hold(B)
