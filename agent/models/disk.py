@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 from collections.abc import Callable, Collection
 from typing import Any
 
@@ -12,6 +13,7 @@ from agent.core.units import format_size
 from agent.models.paths import Tree, sync_file_system
 from agent.models.ranges import padded
 
+FLUSH_BYTES = 64 << 20  # what the disk may hold in its own cache before it is told to flush it
 FEW_FILES = (
     32  # so many are made durable one by one; more by one order to their file system, which has others' files too
 )
@@ -31,6 +33,7 @@ class RangeFiles:
         self._tree = tree
         self.direct = direct  # turns False, for good, where O_DIRECT is refused
         self._not_durable: list[str] = []
+        self._unflushed, self._flushing = 0, threading.Lock()
 
     def prepare(self, sizes: dict[str, int], whole: Collection[str] = ()) -> None:
         """Make each file and reserve its blocks, so that a full disk shows before the download.
@@ -87,6 +90,9 @@ class RangeFiles:
     def write(self, path: str, buffer: memoryview, offset: int, length: int) -> None:
         """Write `length` bytes of a page-aligned buffer; with O_DIRECT the last block is padded with what follows there.
 
+        Now and then one caller has the disk flush its own cache too, while the others go on: else all of that is left for
+        the end, when nothing comes from the network meanwhile.
+
         Raises:
             Permanent: the disk is full.
             Transient: any other error of the disk.
@@ -97,6 +103,7 @@ class RangeFiles:
             try:
                 view = buffer[: padded(length) if direct else length]
                 _repeat(os.pwrite, fd, view, offset, len(view))
+                self._flush(fd, len(view))
             finally:
                 os.close(fd)
 
@@ -104,6 +111,15 @@ class RangeFiles:
             self._direct_or_not(move)
         except OSError as error:
             raise disk_error(error, "cannot write to the store") from error
+
+    def _flush(self, fd: int, written: int) -> None:
+        self._unflushed += written  # two threads at once may lose one's bytes: the next flush comes a little later
+        if self._unflushed >= FLUSH_BYTES and self._flushing.acquire(blocking=False):
+            try:
+                self._unflushed = 0
+                os.fdatasync(fd)
+            finally:
+                self._flushing.release()
 
     def write_whole(self, path: str, buffer: memoryview, size: int) -> None:
         """Make a file of the `size` first bytes of a page-aligned buffer, in the place of any that is there.
