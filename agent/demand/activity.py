@@ -104,13 +104,21 @@ class Activity:
         self._rows = np.arange(len(sites))
         self._places = np.empty_like(self._rows)
         self._places[np.argsort(self.clock.zone_of_row, kind="stable")] = self._rows
+        self._names = np.array([site.name for site in sites], object)
         self._row_of = {site.name: row for row, site in enumerate(sites)}
         self.groups = sorted({group for site in sites for group in site.groups})
         number = {group: i for i, group in enumerate(self.groups)}
         pairs = [(number[group], row) for row, site in enumerate(sites) for group in site.groups]
         self.pair_group = np.array([group for group, _ in pairs], np.int64)
         self.pair_row = np.array([row for _, row in pairs], np.int64)
+        # Pairs whose group and clock are the same see the same of the group: one of these, and of each pair the number of that one.
+        shown = self.pair_group * len(sites) + self.clock.zone_of_row[self.pair_row]
+        _, self.distinct_pairs, self.distinct_of_pair = np.unique(shown, return_index=True, return_inverse=True)
         self.groups_of_row = np.maximum(np.bincount(self.pair_row, minlength=len(sites)), 1).astype(np.float32)
+
+    def names(self, flags: Flags) -> frozenset[str]:
+        """Return the names of these endpoints."""
+        return frozenset(self._names[flags].tolist())
 
     def flags(self, active: Iterable[str]) -> Flags:
         """Return who of the endpoints is named; names of others are left alone."""
@@ -242,7 +250,10 @@ class Activity:
 _SHARED = (
     "pair_group",
     "pair_row",
+    "distinct_pairs",
+    "distinct_of_pair",
     "groups_of_row",
+    "_names",
     "_rows",
     "_places",
 )  # arrays whose rows are no endpoints

@@ -70,6 +70,8 @@ _SLOW = np.stack(
     ]
 ).astype(np.float32)
 _RECENT = np.stack([NEAR, [0, 1, 1, 1, 0], [0, 0, 1, 0, 0]]).astype(np.float32)
+_ANGLE = 2 * np.pi * np.arange(DAY_SLOTS) / DAY_SLOTS
+_SIN, _COS = np.sin(_ANGLE), np.cos(_ANGLE)
 _LONGEST_AGE = 5001
 _LOGITS = [i for i, name in enumerate(NAMES) if name.startswith("hazard_") or name in ("base", "group_base")]
 _LAGS: Mapping[str, tuple[int, ...]] = MappingProxyType(
@@ -136,7 +138,10 @@ def _group(memory: Activity, wall: WallTime, base: Floats, found: dict[str, Floa
     """What the groups of an endpoint do; returns the hazard that a new endpoint of theirs would have at this time."""
     group, row = memory.pair_group, memory.pair_row
     usual = found["group_base"]
-    near = memory.group_returns.around(group, wall.off[row], wall.slot[row], NEAR[None, :])[0]
+    asked = memory.distinct_pairs
+    clock = row[asked]
+    near = memory.group_returns.around(group[asked], wall.off[clock], wall.slot[clock], NEAR[None, :])[0]
+    near = near[memory.distinct_of_pair]
     now = memory.of_groups((near[:, 0] + 20 * usual[row]) / (near[:, 1] + 20))
     found["group_time"] = np.log(now / usual)
     size = np.maximum(np.bincount(group, minlength=len(memory.groups)), 1)
@@ -217,5 +222,4 @@ def _calendar(memory: Activity, wall: WallTime, found: dict[str, Floats]) -> Non
     kind = memory.days[memory.rows, wall.off]
     found["active_days"] = (kind[:, 0] + 0.5) / (kind[:, 1] + 1)
     found["today"] = memory.today & (wall.weekday == memory.weekday)
-    angle = 2 * np.pi * wall.slot / DAY_SLOTS
-    found["off"], found["sin"], found["cos"] = wall.off.astype(np.float32), np.sin(angle), np.cos(angle)
+    found["off"], found["sin"], found["cos"] = wall.off.astype(np.float32), _SIN[wall.slot], _COS[wall.slot]

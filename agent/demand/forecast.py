@@ -102,7 +102,7 @@ class Forecast:
         score = np.where(self.memory.age < NEVER, score, -np.inf)
         warm = [score >= price.value for price in self.prices]
         self._pending.append(_Decision(view, chance, score, warm))
-        return tuple(frozenset(self.memory.sites[row].name for row in np.flatnonzero(each)) for each in warm)
+        return tuple(self.memory.names(each) for each in warm)
 
     def carried_out(self, at: datetime, warm: Flags) -> None:
         """Count the slot at `at`, once it is over, by who really was to be warm in it, whatever was decided for the first budget."""
