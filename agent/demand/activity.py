@@ -14,7 +14,7 @@ from datetime import datetime
 import numpy as np
 
 from agent.demand.arrays import Flags, Floats, Ints, decay
-from agent.demand.slot_table import SlotTable, taken
+from agent.demand.slot_table import SlotTable, add_at, taken
 from agent.demand.wall import DAY_SLOTS, WEEK_SLOTS, DayOff, WallClock, WallTime, weekend
 
 RETURN_AFTER = 3  # slots: 30 minutes without a request
@@ -80,8 +80,8 @@ class Activity:
         self.off = np.zeros(count, np.int64)
         self.days = np.zeros((count, 2, 2), np.float32)  # active days and all days, of working days and of days off
         self.surprise = np.zeros((count, 2), np.float32)  # active slots and expected ones, of the last hours
-        self.ring = np.zeros((count, RING), np.float32)
-        self.ring_known = np.zeros((count, RING), bool)
+        self.ring = np.zeros((RING, count), bool)  # the newest slots, each at its number modulo RING
+        self.ring_known = np.zeros((RING, count), bool)
         self.recent = SlotTable(count, 2, 7, len(CHANNELS))  # by working days and days off, as `slow`
         self.weekdays = SlotTable(count, 7, 28, len(CHANNELS))
         self.slow = SlotTable(count, 2, 35, len(CHANNELS))
@@ -93,17 +93,32 @@ class Activity:
         """The number of every row."""
         return self._rows
 
+    @property
+    def places(self) -> Ints:
+        """The row of each endpoint in the tables by time of the day, where those of one clock are side by side."""
+        return self._places
+
     def _place(self, sites: Sequence[Site]) -> None:
         self.sites = tuple(sites)
         self.clock = WallClock([site.timezone for site in sites], self._day_off)
         self._rows = np.arange(len(sites))
+        self._places = np.empty_like(self._rows)
+        self._places[np.argsort(self.clock.zone_of_row, kind="stable")] = self._rows
+        self._names = np.array([site.name for site in sites], object)
         self._row_of = {site.name: row for row, site in enumerate(sites)}
         self.groups = sorted({group for site in sites for group in site.groups})
         number = {group: i for i, group in enumerate(self.groups)}
         pairs = [(number[group], row) for row, site in enumerate(sites) for group in site.groups]
         self.pair_group = np.array([group for group, _ in pairs], np.int64)
         self.pair_row = np.array([row for _, row in pairs], np.int64)
+        # Pairs whose group and clock are the same see the same of the group: one of these, and of each pair the number of that one.
+        shown = self.pair_group * len(sites) + self.clock.zone_of_row[self.pair_row]
+        _, self.distinct_pairs, self.distinct_of_pair = np.unique(shown, return_index=True, return_inverse=True)
         self.groups_of_row = np.maximum(np.bincount(self.pair_row, minlength=len(sites)), 1).astype(np.float32)
+
+    def names(self, flags: Flags) -> frozenset[str]:
+        """Return the names of these endpoints."""
+        return frozenset(self._names[flags].tolist())
 
     def flags(self, active: Iterable[str]) -> Flags:
         """Return who of the endpoints is named; names of others are left alone."""
@@ -145,24 +160,24 @@ class Activity:
         self._known_in_a_row[:] = 0
         self.age += 1
         self.certain[:] = False
-        self.ring[:, self.slots % RING] = 0
-        self.ring_known[:, self.slots % RING] = False
+        self.ring[self.slots % RING] = False
+        self.ring_known[self.slots % RING] = False
         self.slots += 1
 
     def _note_times_of_day(self, wall: WallTime, active: Flags, known: Flags, at_risk: Flags, returned: Flags) -> None:
-        rows, slot = self._rows, wall.slot
-        usual = self.slow.around(rows, wall.off, slot, NEAR[None, :])[:, 0]
+        places, slot = self._places, wall.slot
+        usual = self.slow.around(places, wall.off, slot, NEAR[None, :])[0]
         expected = (usual[:, 0] + 0.5 * self.shares[:, 3] / np.maximum(self.share_chances[:, 3], 1e-9)) / (
             usual[:, 1] + 0.5
         )
         self.surprise = self.surprise * np.float32(_SURPRISE_DECAY) + np.stack([active, expected * known], axis=1)
         seen = ((self.age < NEVER) | active) & known
         counts = np.stack([active, seen, returned, at_risk], axis=1, dtype=np.float32)
-        self.recent.add(rows, wall.off, slot, counts)
-        self.weekdays.add(rows, wall.weekday, slot, counts)
-        self.slow.add(rows, wall.off, slot, counts)
+        self.recent.add(places, wall.off, slot, counts)
+        self.weekdays.add(places, wall.weekday, slot, counts)
+        self.slow.add(places, wall.off, slot, counts)
         member = self.pair_row
-        self.group_returns.add_up(self.pair_group, wall.off[member], slot[member], counts[member, 2:])
+        self.group_returns.add(self.pair_group, wall.off[member], slot[member], counts[member, 2:])
 
     def _note_ages(self, wall: WallTime, at_risk: Flags, returned: Flags) -> None:
         if self.slots % DAY_SLOTS == 0:
@@ -170,11 +185,13 @@ class Activity:
             self.by_exact_age *= np.float32(_RHYTHM_DECAY)
             self.by_minute *= np.float32(_RHYTHM_DECAY)
         rows = np.flatnonzero(at_risk)
-        count = np.stack([returned[rows], np.ones(len(rows))], axis=1).astype(np.float32)
-        self.by_age[rows, age_bin(self.age[rows])] += count
-        self.by_minute[rows, wall.slot[rows] % 6] += count
-        young = self.age[rows] < EXACT_AGES
-        self.by_exact_age[rows[young], self.age[rows[young]]] += count[young]
+        age = self.age[rows]
+        count = np.ones((len(rows), 2), np.float32)
+        count[:, 0] = returned[rows]
+        add_at(self.by_age, rows * AGE_BINS + age_bin(age), count)
+        add_at(self.by_minute, rows * 6 + wall.slot[rows] % 6, count)
+        young = age < EXACT_AGES
+        add_at(self.by_exact_age, (rows * EXACT_AGES + age)[young], count[young])
 
     def _note_levels(self, active: Flags, known: Flags, at_risk: Flags, returned: Flags) -> None:
         self.base = self.base * np.float32(_BASE_DECAY) + np.stack([returned, at_risk], axis=1)
@@ -203,16 +220,17 @@ class Activity:
         self.certain = self.certain & known | active | recovered
 
     def _remember(self, active: Flags, known: Flags) -> None:
-        self.ring[:, self.slots % RING] = active
-        self.ring_known[:, self.slots % RING] = known
+        self.ring[self.slots % RING] = active
+        self.ring_known[self.slots % RING] = known
         self.slots += 1
 
-    def ago(self, lags: Ints) -> tuple[Floats, Flags]:
-        """Return who was active in the slots `lags` before the one that is decided [row, lag], and of whom that is known."""
+    def ago(self, lags: Ints) -> tuple[Flags, Flags]:
+        """Return who was active in the slots `lags` before the one that is decided [lag, row], and of whom that is known."""
         newest = self.slots - 1 + REPORTED_LATE
         at = (newest - lags) % RING
-        known = self.ring_known[:, at] & (lags >= REPORTED_LATE) & (lags <= min(newest, RING))
-        return self.ring[:, at] * known, known
+        told = (lags >= REPORTED_LATE) & (lags <= min(newest, RING))
+        known = self.ring_known[at] & told[:, None]
+        return self.ring[at] & known, known
 
     def resettle(self, sites: Sequence[Site]) -> None:
         """Go on with these endpoints: those known already keep their memory, new ones have none, others are forgotten."""
@@ -220,20 +238,26 @@ class Activity:
         rows = np.array([self._row_of.get(site.name, -1) for site in sites], np.int64)
         for name, value in vars(self).items():
             if isinstance(value, np.ndarray) and name not in _SHARED:
-                setattr(self, name, taken(value, rows))
-            elif isinstance(value, SlotTable) and name != "group_returns":
-                value.take(rows)
+                setattr(self, name, taken(value, rows, axis=1 if name in _BY_SLOT else 0))
         self.age[rows < 0], self.weekday[rows < 0] = NEVER, -1
+        places = np.where(rows < 0, -1, self._places[rows])
         self._place(sites)
+        for table in (self.recent, self.weekdays, self.slow):
+            table.take(places[np.argsort(self._places)])
         self.group_returns.take(np.array([group_of.get(group, -1) for group in self.groups], np.int64))
 
 
 _SHARED = (
     "pair_group",
     "pair_row",
+    "distinct_pairs",
+    "distinct_of_pair",
     "groups_of_row",
+    "_names",
     "_rows",
+    "_places",
 )  # arrays whose rows are no endpoints
+_BY_SLOT = ("ring", "ring_known")  # arrays whose columns are
 
 
 def age_bin(age: Ints) -> Ints:

@@ -14,6 +14,7 @@ from types import MappingProxyType
 import numpy as np
 
 from agent.demand.activity import (
+    AGE_BINS,
     EXACT_AGES,
     NEAR,
     REPORTED_LATE,
@@ -69,6 +70,8 @@ _SLOW = np.stack(
     ]
 ).astype(np.float32)
 _RECENT = np.stack([NEAR, [0, 1, 1, 1, 0], [0, 0, 1, 0, 0]]).astype(np.float32)
+_ANGLE = 2 * np.pi * np.arange(DAY_SLOTS) / DAY_SLOTS
+_SIN, _COS = np.sin(_ANGLE), np.cos(_ANGLE)
 _LONGEST_AGE = 5001
 _LOGITS = [i for i, name in enumerate(NAMES) if name.startswith("hazard_") or name in ("base", "group_base")]
 _LAGS: Mapping[str, tuple[int, ...]] = MappingProxyType(
@@ -84,7 +87,7 @@ _LAGS: Mapping[str, tuple[int, ...]] = MappingProxyType(
     }
 )
 _ALL_LAGS = np.array([lag for lags in _LAGS.values() for lag in lags])
-_OF_NAME = np.repeat(np.eye(len(_LAGS), dtype=np.float32), [len(lags) for lags in _LAGS.values()], axis=0)
+_OF_NAME = np.repeat(np.eye(len(_LAGS), dtype=np.float32), [len(lags) for lags in _LAGS.values()], axis=1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,9 +114,9 @@ def look(memory: Activity, at: datetime, silent: int = 0) -> View:
     _ago(memory, found, silent)
     _rhythm(memory, wall, idle, base, found, silent)
     _calendar(memory, wall, found)
-    columns = np.stack([found[name] for name in NAMES], axis=1, dtype=np.float32, casting="unsafe")
-    columns[:, _LOGITS] = logit(columns[:, _LOGITS])
-    return View(at=at, idle=idle, columns=columns)
+    columns = np.stack([found[name] for name in NAMES], dtype=np.float32, casting="unsafe")
+    columns[_LOGITS] = logit(columns[_LOGITS])
+    return View(at=at, idle=idle, columns=np.ascontiguousarray(columns.T))
 
 
 def _level(memory: Activity, found: dict[str, Floats], silent: int) -> Floats:
@@ -135,7 +138,10 @@ def _group(memory: Activity, wall: WallTime, base: Floats, found: dict[str, Floa
     """What the groups of an endpoint do; returns the hazard that a new endpoint of theirs would have at this time."""
     group, row = memory.pair_group, memory.pair_row
     usual = found["group_base"]
-    near = memory.group_returns.around(group, wall.off[row], wall.slot[row], NEAR[None, :])[:, 0]
+    asked = memory.distinct_pairs
+    clock = row[asked]
+    near = memory.group_returns.around(group[asked], wall.off[clock], wall.slot[clock], NEAR[None, :])[0]
+    near = near[memory.distinct_of_pair]
     now = memory.of_groups((near[:, 0] + 20 * usual[row]) / (near[:, 1] + 20))
     found["group_time"] = np.log(now / usual)
     size = np.maximum(np.bincount(group, minlength=len(memory.groups)), 1)
@@ -149,13 +155,13 @@ def _group(memory: Activity, wall: WallTime, base: Floats, found: dict[str, Floa
 
 
 def _time_of_day(memory: Activity, wall: WallTime, prior: Floats, found: dict[str, Floats]) -> None:
-    rows, slot = memory.rows, wall.slot
-    smooth, sides, alone = memory.recent.around(rows, wall.off, slot, _RECENT).transpose(1, 2, 0)
+    places, slot = memory.places, wall.slot
+    smooth, sides, alone = memory.recent.around(places, wall.off, slot, _RECENT)
     day = _drawn(smooth, prior, 3)
     found["hazard_day"], found["active_day"], found["active_narrow"] = day, _share(sides), _share(alone)
-    smooth, sides = memory.weekdays.around(rows, wall.weekday, slot, _RECENT[:2]).transpose(1, 2, 0)
+    smooth, sides = memory.weekdays.around(places, wall.weekday, slot, _RECENT[:2])
     found["hazard_weekday"], found["active_weekday"] = _drawn(smooth, day, 2), _share(sides)
-    wide, alone, coming, gone = memory.slow.around(rows, wall.off, slot, _SLOW).transpose(1, 2, 0)
+    wide, alone, coming, gone = memory.slow.around(places, wall.off, slot, _SLOW)
     found["hazard_wide"] = _drawn(wide, prior, 6)
     found["hazard_narrow"] = _drawn(alone, found["hazard_wide"], 1)
     found["active_wide"], found["rise"] = _share(wide), _share(coming) - _share(gone)
@@ -163,13 +169,13 @@ def _time_of_day(memory: Activity, wall: WallTime, prior: Floats, found: dict[st
 
 def _share(counts: Floats) -> Floats:
     """Return the share of active slots."""
-    share: Floats = counts[0] / (counts[1] + 0.5)
+    share: Floats = counts[:, 0] / (counts[:, 1] + 0.5)
     return share
 
 
 def _drawn(counts: Floats, prior: Floats, weight: float) -> Floats:
     """Return returns per slot at risk, drawn towards a prior that counts as many slots as `weight`."""
-    drawn: Floats = (counts[2] + weight * prior) / (counts[3] + weight)
+    drawn: Floats = (counts[:, 2] + weight * prior) / (counts[:, 3] + weight)
     return drawn
 
 
@@ -178,9 +184,9 @@ def _age(memory: Activity, idle: Ints, found: dict[str, Floats]) -> None:
     rows, bins = memory.rows, age_bin(idle)
     fleet = memory.by_age.sum(axis=0)
     pooled = ((fleet[:, 0] + 0.05) / (fleet[:, 1] + 1))[bins]
-    own = memory.by_age[rows, bins]
+    own = memory.by_age.reshape(-1, 2).take(rows * AGE_BINS + bins, axis=0)
     binned = (own[:, 0] + 3 * pooled) / (own[:, 1] + 3)
-    exact = memory.by_exact_age[rows, np.minimum(idle, EXACT_AGES - 1)]
+    exact = memory.by_exact_age.reshape(-1, 2).take(rows * EXACT_AGES + np.minimum(idle, EXACT_AGES - 1), axis=0)
     found["hazard_age"] = binned
     found["hazard_exact_age"] = np.where(idle < EXACT_AGES, (exact[:, 0] + 2 * binned) / (exact[:, 1] + 2), binned)
     found["age"] = np.log1p(np.minimum(idle, _LONGEST_AGE))
@@ -190,12 +196,10 @@ def _ago(memory: Activity, found: dict[str, Floats], silent: int) -> None:
     """The share of known slots so long ago that were active; where none is known, what is usual now."""
     lags = _ALL_LAGS - silent
     active, known = memory.ago(lags)
-    events, chances = (
-        active @ _OF_NAME,
-        (known | (lags < REPORTED_LATE)) @ _OF_NAME,
-    )  # the silence assumed is known, too
-    shares = np.where(chances > 0, events / np.maximum(chances, 1), found["active_wide"][:, None])
-    found.update((name, shares[:, i]) for i, name in enumerate(_LAGS))
+    told = known | (lags < REPORTED_LATE)[:, None]  # the silence assumed is known, too
+    events, chances = _OF_NAME @ active.astype(np.float32), _OF_NAME @ told.astype(np.float32)
+    shares = np.where(chances > 0, events / np.maximum(chances, 1), found["active_wide"])
+    found.update(zip(_LAGS, shares, strict=True))
     for name in ("yesterday", "last_week"):
         found[name] = np.minimum(1, 3 * found[name])
 
@@ -218,5 +222,4 @@ def _calendar(memory: Activity, wall: WallTime, found: dict[str, Floats]) -> Non
     kind = memory.days[memory.rows, wall.off]
     found["active_days"] = (kind[:, 0] + 0.5) / (kind[:, 1] + 1)
     found["today"] = memory.today & (wall.weekday == memory.weekday)
-    angle = 2 * np.pi * wall.slot / DAY_SLOTS
-    found["off"], found["sin"], found["cos"] = wall.off.astype(np.float32), np.sin(angle), np.cos(angle)
+    found["off"], found["sin"], found["cos"] = wall.off.astype(np.float32), _SIN[wall.slot], _COS[wall.slot]

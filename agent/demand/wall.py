@@ -45,7 +45,7 @@ class WallClock:
     def __init__(self, zones: Sequence[str], day_off: DayOff = weekend) -> None:
         self._names = sorted(set(zones))
         self._zones = [ZoneInfo(name) for name in self._names]
-        self._row = np.array([self._names.index(zone) for zone in zones], np.int64)
+        self.zone_of_row = np.array([self._names.index(zone) for zone in zones], np.int64)
         self._day_off = day_off
 
     def at(self, moment: datetime) -> WallTime:
@@ -54,4 +54,5 @@ class WallClock:
         slot = np.array([(each.hour * 60 + each.minute) // 10 for each in local], np.int64)
         weekday = np.array([each.weekday() for each in local], np.int64)
         off = [int(self._day_off(name, each.date())) for name, each in zip(self._names, local, strict=True)]
-        return WallTime(slot=slot[self._row], weekday=weekday[self._row], off=np.array(off, np.int64)[self._row])
+        row = self.zone_of_row
+        return WallTime(slot=slot[row], weekday=weekday[row], off=np.array(off, np.int64)[row])

@@ -8,7 +8,7 @@ import pytest
 
 from agent.core.errors import Invalid
 from agent.demand import replay
-from agent.demand.activity import REPORTED_LATE, Activity
+from agent.demand.activity import REPORTED_LATE, Activity, Site
 from agent.demand.features import FEATURES, NAMES, look
 from agent.demand.forecast import Forecast
 from agent.demand.wall import SLOT
@@ -152,8 +152,8 @@ def test_what_is_unknown_of_one_endpoint_teaches_nothing_about_it_alone() -> Non
         forecast.observe(at, who, {"e1"} if night else ())
     memory = forecast.memory
     assert memory.base[0, 1] > 1.2 * memory.base[1, 1], "slots at risk"
-    assert memory.slow.counts[1, : 6 * 6].sum() == 0, "nothing is learned of its nights"
-    assert memory.slow.counts[0, : 6 * 6].sum() > 0
+    assert memory.slow.counts[: 6 * 6, 1].sum() == 0, "nothing is learned of its nights"
+    assert memory.slow.counts[: 6 * 6, 0].sum() > 0
     assert memory.share_chances[1, 4] < memory.share_chances[0, 4]
     assert memory.certain.tolist() == [True, True]
 
@@ -163,7 +163,7 @@ def test_slots_left_out_are_unknown_and_older_ones_refused() -> None:
     forecast.observe(START, {"e0"})
     forecast.observe(START + 5 * SLOT, set())
     assert forecast.memory.slots == 6
-    assert forecast.memory.ring_known[0, :6].tolist() == [True, False, False, False, False, True]
+    assert forecast.memory.ring_known[:6, 0].tolist() == [True, False, False, False, False, True]
     with pytest.raises(Invalid, match="tell slots in order"):
         forecast.observe(START, set())
 
@@ -201,6 +201,21 @@ def test_leaving_endpoints_are_forgotten_and_the_others_keep_their_memory() -> N
     memory.resettle([memory.sites[2], memory.sites[0]])
     assert memory.age.tolist() == [age[2], age[0]]
     assert np.array_equal(memory.base, base[[2, 0]])
+
+
+def test_endpoints_keep_their_time_of_day_when_clocks_mix_and_places_change() -> None:
+    zones = ["Asia/Tokyo", "UTC", "America/New_York", "UTC", "Asia/Tokyo"]
+    mixed = [Site(name=f"e{row}", timezone=zone, groups=("team",)) for row, zone in enumerate(zones)]
+    memory, traffic = Activity(mixed), [office(jitter_seed=row) for row in range(5)]
+    for at in slots(9.5):
+        memory.observe(at, np.array([active(at) for active in traffic]))
+    at += REPORTED_LATE * SLOT
+    before = look(memory, at).columns
+    order = [4, 2, 1]
+    memory.resettle([mixed[row] for row in order])
+    own = [i for i, name in enumerate(NAMES) if name.startswith(("active_", "rise", "lag_", "yesterday", "last_week"))]
+    assert np.array_equal(look(memory, at).columns[:, own], before[order][:, own])
+    assert len(np.unique(before[:, own], axis=0)) == 5, "all are told apart"
 
 
 def test_every_feature_belongs_to_one_idea_and_can_be_left_out() -> None:
