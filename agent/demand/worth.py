@@ -13,7 +13,7 @@ from agent.demand.forecast import Forecast
 from agent.demand.wall import SLOT, WEEK_SLOTS
 
 _SLOTS = 6  # looked ahead: what comes later counts for less than a sixtieth
-_SWAP = 1.5  # a newcomer must be worth so many times what it replaces: a download has its price
+_SWAP = 2  # a newcomer must be worth so many times what it replaces: a download has its price
 _DAY, _WEEK = 2, 3  # of SHARE_HALF_LIVES
 
 

@@ -24,8 +24,8 @@ def test_those_most_likely_used_are_on_disk() -> None:
 
 
 def test_a_newcomer_must_be_clearly_likelier_than_what_it_replaces() -> None:
-    assert kept([0.4, 0.5], [True, False], 1) == [0]
-    assert kept([0.4, 0.7], [True, False], 1) == [1]
+    assert kept([0.4, 0.7], [True, False], 1) == [0]
+    assert kept([0.4, 0.9], [True, False], 1) == [1]
 
 
 def test_bytes_count() -> None:
@@ -48,7 +48,7 @@ def test_of_one_size_no_other_choice_is_worth_more(models: list[tuple[float, boo
 
 
 def _worth(chance: Floats, held: Flags, rows: list[int]) -> float:
-    return float((chance * np.where(held, 1.5, 1))[rows].sum())
+    return float((chance * np.where(held, 2, 1))[rows].sum())
 
 
 def test_what_is_used_sooner_is_worth_more_and_what_was_never_used_nothing() -> None:
