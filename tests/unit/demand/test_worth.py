@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from agent.demand.activity import Activity
 from agent.demand.arrays import Flags, Floats
 from agent.demand.forecast import Forecast
-from agent.demand.worth import keep, soon, together
+from agent.demand.worth import idle_too, keep, soon, together
 from tests.unit.demand.traffic import START, Active, every, never, play, sites, slots
 
 
@@ -24,8 +24,8 @@ def test_those_most_likely_used_are_on_disk() -> None:
 
 
 def test_a_newcomer_must_be_clearly_likelier_than_what_it_replaces() -> None:
-    assert kept([0.4, 0.5], [True, False], 1) == [0]
-    assert kept([0.4, 0.7], [True, False], 1) == [1]
+    assert kept([0.4, 0.7], [True, False], 1) == [0]
+    assert kept([0.4, 0.9], [True, False], 1) == [1]
 
 
 def test_bytes_count() -> None:
@@ -48,7 +48,7 @@ def test_of_one_size_no_other_choice_is_worth_more(models: list[tuple[float, boo
 
 
 def _worth(chance: Floats, held: Flags, rows: list[int]) -> float:
-    return float((chance * np.where(held, 1.5, 1))[rows].sum())
+    return float((chance * np.where(held, 2, 1))[rows].sum())
 
 
 def test_what_is_used_sooner_is_worth_more_and_what_was_never_used_nothing() -> None:
@@ -75,6 +75,36 @@ def test_those_who_fell_silent_together_are_known_by_their_number() -> None:
     for at in slots(0.03, START + timedelta(days=3)):
         memory.observe(at, alone)
     assert together(memory)[5] == 0, "one is silent for reasons of its own"
+
+
+def test_a_common_cause_holds_back_as_many_of_the_idle_as_it_took_of_the_active() -> None:
+    random, memory = np.random.default_rng(1), Activity(sites(60))
+    for at in slots(3):
+        memory.observe(at, random.random(60) < 0.9)
+    for at in slots(0.05, START + timedelta(days=3)):
+        memory.observe(at, np.arange(60) < 40)
+    for at in slots(0.03, START + timedelta(days=4)):
+        memory.observe(at, np.arange(60) < 10)
+    common = together(memory)
+    assert common[10:40].min() > 0.5
+    assert idle_too(memory, common) == common[10] * 30 / 40, "of 40 active ones it took 30"
+    assert idle_too(memory, np.zeros(60)) == 0, "without a common cause nobody is held back"
+
+
+def test_while_all_is_silent_those_who_were_idle_before_are_worth_less_than_the_others() -> None:
+    draws = np.random.default_rng(3).random((41, 1000))
+
+    def usually(row: int) -> Active:
+        return lambda at: bool(draws[row, int((at - START).total_seconds()) // 600] < 0.7)
+
+    forecast, traffic = Forecast(sites(41), [0.2]), [*(usually(row) for row in range(40)), every(1)]
+    play(forecast, traffic, slots(5), refit=False)
+    due = START + timedelta(days=5, minutes=60)
+    usual = soon(forecast, due)
+    play(forecast, [lambda at: True] * 40 + [never], slots(1 / 144, START + timedelta(days=5)), refit=False)
+    play(forecast, [never] * 41, slots(4 / 144 + 1e-9, START + timedelta(days=5, minutes=10)), refit=False)
+    silent = soon(forecast, due)
+    assert silent[40] < silent[:40].min() < usual[40]
 
 
 def test_after_a_common_silence_whoever_is_active_most_is_worth_most() -> None:
