@@ -61,7 +61,7 @@ def idle_too(memory: Activity, common: Floats) -> float:
     """
     rows = np.flatnonzero((common > 0) & (memory.age < WEEK_SLOTS))  # what was before is not remembered
     ages, first, taken = np.unique(memory.age[rows], return_index=True, return_counts=True)
-    active_before = memory.ago(ages + REPORTED_LATE)[0].sum(axis=0)
+    active_before = memory.ago(ages + REPORTED_LATE)[0].sum(axis=1)
     return float((common[rows[first]] * taken / np.maximum(active_before, taken)).max(initial=0))
 
 
