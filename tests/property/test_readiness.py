@@ -123,11 +123,11 @@ def test_no_endpoint_is_ready_without_proof_of_all_of_it(
         assert want.gpus == 0 or inventory.gpu.verdict_for(want.gpus) is GpuVerdict.HEALTHY
         for image in want.images:
             state = inventory.images[image.ref]
-            assert state.level is ImageLevel.UNPACKED
+            assert state.level in (ImageLevel.UNPACKED, ImageLevel.LAZY, ImageLevel.HYDRATED)
             assert image.digest in ("", state.digest)
         for model in want.models:
             digest = model.digest or inventory.resolved[str(model.uri)]
-            assert inventory.models[digest].level is ModelLevel.COMMITTED
+            assert inventory.models[digest].level in (ModelLevel.COMMITTED, ModelLevel.RESIDENT)
 
 
 @given(assignments, inventories, settings)
