@@ -39,9 +39,8 @@ class Pins:
         self._budget_bytes = budget_bytes
         self._standing: Mapping[str, Pin] | None = None  # None: not looked at yet
         self._doubts = 0
-        self._confirmed: dict[
-            ImageRef, int
-        ] = {}  # how many doubts there had been when its pin was last seen to have effect
+        # How many doubts there had been when an image's pin was last seen to have effect.
+        self._confirmed: dict[ImageRef, int] = {}
 
     async def reconcile(self, steps: Sequence[PinStep] | None, images: Iterable[ImageWant]) -> None:
         """Pin and unpin; `steps` is None while nobody has said what this node is for: then all pins stay.
