@@ -192,12 +192,14 @@ class Node:
     def decide(self) -> float:
         """Plan, act, and return when to look again if nothing happens."""
         self.running = None if self.running and self.has(self.running.want.digest or Digest("")) else self.running
-        for _ in range(4):
+        for _ in range(6):
             decided = plan(Assignment(node=self.name, endpoints=self.wants), self.inventory(), at(self.now), LIMITS)
             for gone in decided.evictions:
                 self.held.pop(gone.digest, None)
                 self.evictions += 1
+            if decided.evictions:  # there is room: the store has what lacked it tried again at once
                 self.short.clear()
+                continue
             steps = [
                 s for s in decided.hydrations if s.want.digest and self.short.get(s.want.digest, (0, 0))[1] <= self.now
             ]
@@ -268,8 +270,12 @@ class Node:
         )  # fmt: skip
 
     def _tell(self, decided: NodePlan) -> None:
-        """Note when people are told of what this plan says will be late."""
-        late = {(e.want.key, e.due) for e in decided.endpoints if e.ready_at and e.due}
+        """Note when people are told of what this plan says will be late; by windows, as the planner reads it."""
+        late = {
+            (e.want.key, w.ready_by)
+            for e in decided.endpoints
+            if e.ready_at and (w := e.want.promise_ahead(at(self.now))) and w.ready_by < e.ready_at
+        }
         news = late - self.announced.keys()
         gone = {due for due in self.announced.keys() - late if seconds_of(due[1]) > self.now}
         if news or gone:
@@ -282,13 +288,14 @@ class Node:
         rate = (self.line.rate(self.now) if self.running else 0.0) or self.last_rate
         due = [(w.ready_by, want) for want in self.wants if (w := want.next_window(at(self.now)))]
         work, late = 0.0, dict[Due, float]()
-        for ready_by, want in sorted(due, key=lambda d: d[0]):
+        for _, want in sorted(due, key=lambda d: d[0]):
             digest = want.models[0].digest or Digest("")
             lacking = 0.0 if self.has(digest) else want.models[0].size_bytes - self.held.get(digest, 0)
             work += lacking / rate
-            latest = seconds_of(ready_by) - work
-            if lacking and latest < self.now < seconds_of(ready_by):
-                late[want.key, ready_by] = latest if latest > self.decided else self.now
+            if lacking and (window := want.promise_ahead(at(self.now))):
+                latest = seconds_of(window.ready_by) - work
+                if latest < self.now:
+                    late[want.key, window.ready_by] = latest if latest > self.decided else self.now
         passed = {d: when for d, when in self.appeared.items() if seconds_of(d[1]) <= self.now}
         self.appeared = passed | {d: self.appeared.get(d, when) for d, when in late.items()}
         self.decided = self.now

@@ -87,6 +87,12 @@ class EndpointWant:
         """Return the first window that has not ended and that somebody counts on: a predicted one is a guess, and promises nothing."""
         return min((w for w in self.windows if w.until > now and w.source is not WindowSource.PREDICTED), default=None)
 
+    def promise_ahead(self, now: datetime) -> Window | None:
+        """Return the first window that has not opened and that somebody counts on; another one may be open."""
+        return min(
+            (w for w in self.windows if w.ready_by > now and w.source is not WindowSource.PREDICTED), default=None
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Assignment:

@@ -39,7 +39,7 @@ def outlook(assigned: Mapping[str, Sequence[EndpointWant]], yields: Mapping[str,
     """Return what the nodes cannot have ready by the next declared window of each of their endpoints.
 
     What a living agent says of its windows holds, for it sees every byte come; for the others the planner reckons by what was last
-    reported. A window that is open already is the node's to report, not a forecast.
+    reported. A window that is open already is the node's to report, not a forecast; the one after it is.
     """
     found: defaultdict[EndpointKey, list[Miss]] = defaultdict(list)
     looks: list[datetime] = []
@@ -59,8 +59,8 @@ def outlook(assigned: Mapping[str, Sequence[EndpointWant]], yields: Mapping[str,
 def _told(wants: Iterable[EndpointWant], found: NodeYield, now: datetime) -> Iterator[Late[EndpointKey]]:
     """Yield what the node's agent says will be late."""
     for want in wants if any(found.ready_at.values()) else ():
-        window, done = want.next_promise(now), found.ready_at.get(str(want.key))
-        if window and done and now < window.ready_by < done:
+        window, done = want.promise_ahead(now), found.ready_at.get(str(want.key))
+        if window and done and window.ready_by < done:
             seconds = sum(found.lacks(items_of(want)).values()) / found.bytes_per_second
             yield Late(job=Job(key=want.key, due=window.ready_by, seconds=seconds), done=done, behind_seconds=0.0)
 
@@ -69,7 +69,7 @@ def _jobs(
     wants: Iterable[EndpointWant], found: NodeYield, now: datetime
 ) -> tuple[dict[EndpointKey, int], list[Job[EndpointKey]]]:
     """Return the work of a node in order of due times, with the bytes of each; what several need counts once."""
-    due = [(w.ready_by, want) for want in wants if (w := want.next_promise(now)) and w.ready_by > now]
+    due = [(w.ready_by, want) for want in wants if (w := want.promise_ahead(now))]
     sizes, jobs, fetched = dict[EndpointKey, int](), [], set[str]()
     for at, want in sorted(due, key=lambda pair: (pair[0], -pair[1].priority, pair[1].key)):
         lacks = found.lacks(items_of(want))

@@ -119,7 +119,8 @@ class Stage(StrEnum):
 class EndpointPlan:
     """One endpoint's stage, when it starts and is due, and the sentence that says why.
 
-    `ready_at` is when it is ready at best, where that is after a declared window that is still ahead.
+    `due` is that of the window that is open, else of the next one. `ready_at` is when it is ready at best, where that is after the
+    next declared window that has not opened.
     """
 
     want: EndpointWant

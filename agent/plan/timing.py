@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
@@ -10,14 +10,15 @@ from agent.core.assignment import EndpointWant, Window
 from agent.core.inventory import Inventory
 from agent.core.refs import EndpointKey
 from agent.plan.lacking import image_bytes, image_is_warm, model_bytes, model_is_warm, rate_now
-from agent.plan.physics import Job, lasting, late_jobs, latest_starts
+from agent.plan.physics import Job, before, lasting, late_jobs, latest_starts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timing:
     """For endpoints that have a window: the latest safe start of each; and of each that will be late, when it is done at best.
 
-    Only a declared window can be late: what was only foretold waits for it.
+    Only a declared window that has not opened can be late, also behind one of the same endpoint that has: what was only foretold
+    waits for it.
     """
 
     starts: Mapping[EndpointKey, datetime] = field(default_factory=dict)
@@ -37,13 +38,35 @@ def timing(
     share = rate_now(inventory, usual) / usual
     jobs = _jobs(((want.key, want.next_window(now)) for want in wants), lacking)
     promised = _jobs(((want.key, want.next_promise(now)) for want in wants), lacking)
-    turns = latest_starts(promised, _lost(promised, share))
+    ahead = {want.key: window.ready_by for want in wants if (window := want.promise_ahead(now))}
+    turns = _turns(promised, ahead, _lost(promised, share))
     starts = latest_starts(jobs, margin + _lost(jobs, share))
     return Timing(
         starts=dict(zip((j.key for j in jobs), starts, strict=True)),
-        late={late.job.key: late.done for late in late_jobs(promised, now, timedelta(0), share) if late.job.due > now},
-        turns_at=min((at for at, job in zip(turns, promised, strict=True) if job.seconds and at > now), default=None),
+        late={
+            late.job.key: late.done
+            for late in late_jobs(promised, now, timedelta(0), share)
+            if late.job.key in ahead and late.done > ahead[late.job.key]
+        },
+        turns_at=min((at for at in turns if at > now), default=None),
     )
+
+
+def _turns(
+    jobs: Sequence[Job[EndpointKey]], ahead: Mapping[EndpointKey, datetime], lost: timedelta
+) -> Iterator[datetime]:
+    """Yield the last moments at which work can begin and meet the windows that have not opened.
+
+    Work for a window that is open is done first; the endpoint's next one may open before that is through.
+    """
+    begun = 0.0
+    for at, job in zip(latest_starts(jobs, lost), jobs, strict=True):
+        begun += job.seconds
+        opens = ahead.get(job.key)
+        if job.seconds and opens == job.due:
+            yield at
+        elif job.seconds and opens:
+            yield before(opens, begun + lost.total_seconds())
 
 
 def _jobs(

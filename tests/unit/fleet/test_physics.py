@@ -207,6 +207,17 @@ def test_a_living_agents_word_holds_for_it_sees_every_byte_come() -> None:
     assert node_yields([node("n1")], warmups)["n1"].ready_at == {}
 
 
+def test_the_window_after_one_that_is_open_is_told_by_the_agent_and_reckoned_without_it() -> None:
+    first, second = NOW - timedelta(hours=1), NOW + timedelta(minutes=5)
+    spans = (first, second - timedelta(minutes=1)), (second, second + timedelta(hours=1))
+    twice = replace(want("e", 60 * GB), windows=tuple(Window(ready_by=a, until=b) for a, b in spans))
+    sees = replace(can(1e8), ready_at={"a.e": second + timedelta(minutes=2)})
+    for found, by in ((sees, 2), (can(1e8), 5)):
+        (miss,) = outlook({"n1": (twice,)}, {"n1": found}, NOW).misses[twice.key]
+        assert (miss.late.job.due, miss.late.by) == (second, timedelta(minutes=by))
+    assert outlook({"n1": (twice,)}, {"n1": replace(sees, ready_at={"a.e": None})}, NOW).misses == {}
+
+
 def test_a_large_fleet_is_planned_within_the_budget_and_moves_little() -> None:
     done = subprocess.run([sys.executable, "-m", "bench.fleet"], capture_output=True, text=True, check=True)
     found = json.loads(done.stdout)

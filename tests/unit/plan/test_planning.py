@@ -190,6 +190,23 @@ def test_a_window_that_cannot_be_met_any_more_is_told_from_that_moment_on_and_fe
     assert len(missed.hydrations) == 1
 
 
+def test_the_window_after_one_that_is_open_is_told_too_if_it_cannot_be_met() -> None:
+    """What the open one waits for, and all that is due before, is not through when the next one opens."""
+    spans = [(-30, 4), (5, 60)]
+    opened = tuple(Window(ready_by=NOW + timedelta(minutes=a), until=NOW + timedelta(minutes=b)) for a, b in spans)
+    behind = endpoint(images=(), models=(model(A, 240 * 10**9),), windows=opened)
+    other = endpoint("other", opens_in=timedelta(minutes=-59), images=(), models=(model(B, 30 * 10**9, "b/"),))
+    both, fast = Assignment(endpoints=(behind, other)), Inventory(pace_bytes_per_second=1e9)
+    met = plan(both, fast, NOW, LIMITS)
+    assert [(e.want.key.name, e.stage, e.ready_at) for e in met.endpoints][1] == ("chat", Stage.LATE, None)
+    assert met.wake_at == NOW + timedelta(seconds=30)  # 270 s of work before a window in 300
+    missed = plan(both, fast, NOW + timedelta(seconds=31), LIMITS).endpoints[1]
+    assert (missed.due, missed.ready_at) == (opened[0].ready_by, NOW + timedelta(seconds=301))
+    assert (
+        plan(Assignment(endpoints=(behind,)), fast, NOW + timedelta(seconds=31), LIMITS).endpoints[0].ready_at is None
+    )
+
+
 def test_a_download_that_is_slower_than_usual_is_reckoned_with_at_its_present_rate() -> None:
     tight = Assignment(endpoints=(endpoint(opens_in=timedelta(minutes=10), images=(), models=(model(A, 60 * 10**9),)),))
     state = ModelState(digest=A, busy=True, done_bytes=30 * 10**9, total_bytes=60 * 10**9)
