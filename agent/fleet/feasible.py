@@ -12,7 +12,7 @@ from agent.core.assignment import EndpointWant
 from agent.core.refs import EndpointKey
 from agent.core.units import format_duration, format_size
 from agent.fleet.yields import NOTHING_KNOWN, NodeYield, items_of
-from agent.plan.physics import Job, Late, late_jobs, latest_starts
+from agent.plan.physics import Job, Late, just_after, late_jobs, latest_starts
 
 _STEP = timedelta(minutes=5)  # lateness is told in these steps, so that the same trouble is the same Event
 
@@ -51,7 +51,7 @@ def outlook(assigned: Mapping[str, Sequence[EndpointWant]], yields: Mapping[str,
         for late in (*told, *reckoned):
             miss = Miss(node=node, found=has, size_bytes=sizes.get(late.job.key, 0), late=late)
             found[late.job.key].append(miss)
-        looks += latest_starts(jobs, timedelta(0))[:1]
+        looks += map(just_after, latest_starts(jobs, timedelta(0))[:1])
     worst = {key: tuple(sorted(some, key=lambda m: (-m.late.by, m.node))) for key, some in found.items()}
     return Outlook(misses=worst, look_at=min((at for at in looks if at > now), default=None))
 

@@ -7,6 +7,7 @@ until when, so that an agent that starts anew knows its pins from others'. Nobod
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, timedelta
 
 import structlog
@@ -27,6 +28,16 @@ PINNED, PINNED_VALUE = "io.cri-containerd.pinned", "pinned"
 UNTIL = "prewarm.dev/pinned-until"
 _SHARE = 0.5  # of the file system: the kubelet collects at 85 % used and stops at 80 %, so it keeps room to free
 _ROUNDING = timedelta(minutes=1)
+_MOST_ASKED = 4  # cycles after a change: a runtime that heeds pins does so within one; an old one never will
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Answer:
+    """Whether an image's pin was seen to have effect: how often that was asked since the last doubt, and how many there had been."""
+
+    doubts: int
+    asked: int = 0
+    shielded: bool = False
 
 
 class Pins:
@@ -39,8 +50,7 @@ class Pins:
         self._budget_bytes = budget_bytes
         self._standing: Mapping[str, Pin] | None = None  # None: not looked at yet
         self._doubts = 0
-        # How many doubts there had been when an image's pin was last seen to have effect.
-        self._confirmed: dict[ImageRef, int] = {}
+        self._answers: dict[ImageRef, _Answer] = {}
 
     async def reconcile(self, steps: Sequence[PinStep] | None, images: Iterable[ImageWant]) -> None:
         """Pin and unpin; `steps` is None while nobody has said what this node is for: then all pins stay.
@@ -64,13 +74,13 @@ class Pins:
             pin_now = standing.get(image_id)
             stands = pin_now is not None and pin_now.whole and abs(pin_now.until - step.until) <= _ROUNDING
             if not stands:
-                self._confirmed.pop(step.want.ref, None)
+                self._answers.pop(step.want.ref, None)
                 if await self._pinner.pin(image_id, step.until):
                     log.info("image pinned", image=str(step.want.ref), until=step.until, again=pin_now is not None)
             standing[image_id] = Pin(until=step.until, whole=True)
             notes[step.want.ref] = await self._read_back(step)
         self._standing = standing
-        self._confirmed = {ref: doubts for ref, doubts in self._confirmed.items() if ref in notes}
+        self._answers = {ref: answer for ref, answer in self._answers.items() if ref in notes}
         self._board.pins_are(notes)
 
     def concerns(self, name: str) -> bool:
@@ -107,8 +117,14 @@ class Pins:
 
     async def _read_back(self, step: PinStep) -> PinNote:
         doubts = self._doubts  # one that comes while it is asked holds
-        if self._confirmed.get(step.want.ref) == doubts or await self._pinner.shielded(str(step.want.ref)):
-            self._confirmed[step.want.ref] = doubts
+        last = self._answers.get(step.want.ref)
+        if last is None or last.doubts != doubts:
+            last = _Answer(doubts=doubts)
+        if not last.shielded and last.asked < _MOST_ASKED:
+            shielded = await self._pinner.shielded(str(step.want.ref))
+            last = _Answer(doubts=doubts, asked=last.asked + 1, shielded=shielded)
+            self._answers[step.want.ref] = last
+        if last.shielded:
             return PinNote(pinned=True, text=f"pinned until {step.until.astimezone(UTC):%Y-%m-%d %H:%M}Z")
         return PinNote(
             pinned=False,

@@ -84,6 +84,11 @@ def before(at: datetime, seconds: float) -> datetime:
         return LONG_AGO
 
 
+def just_after(start: datetime) -> datetime:
+    """Return when to look at work whose latest start this is: at that very moment it can still be done in time."""
+    return _after(start, 1.0)
+
+
 def _after(at: datetime, seconds: float) -> datetime:
     try:
         return at + timedelta(seconds=min(seconds, LONGEST_SECONDS))

@@ -10,7 +10,7 @@ from agent.core.assignment import EndpointWant, Window
 from agent.core.inventory import Inventory
 from agent.core.refs import EndpointKey
 from agent.plan.lacking import image_bytes, image_is_warm, model_bytes, model_is_warm, rate_now
-from agent.plan.physics import Job, before, lasting, late_jobs, latest_starts
+from agent.plan.physics import Job, before, just_after, lasting, late_jobs, latest_starts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +48,7 @@ def timing(
             for late in late_jobs(promised, now, timedelta(0), share)
             if late.job.key in ahead and late.done > ahead[late.job.key]
         },
-        turns_at=min((at for at in turns if at > now), default=None),
+        turns_at=min((later for at in turns if (later := just_after(at)) > now), default=None),
     )
 
 

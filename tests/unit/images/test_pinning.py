@@ -101,6 +101,24 @@ def test_a_containerd_that_ignores_pins_is_said_to() -> None:
     play(story)
 
 
+def test_a_containerd_that_ignores_pins_is_not_asked_for_ever_and_again_after_a_change() -> None:
+    async def story(bench: Bench) -> None:
+        want = await bench.hold(A)
+        bench.node.pins_count = False
+        async with running(bench):
+            bench.plan.set(plan(want, pinned=(want,)))
+            await asyncio.sleep(100)
+            asked = bench.node.asked_shielded
+            assert asked > 1  # the runtime may take a moment to heed it
+            await asyncio.sleep(100)
+            assert bench.node.asked_shielded == asked
+            bench.node.pins_count = True
+            await bench.node.pull(A, "")
+            await bench.until(want, lambda state: state.pinned)
+
+    play(story)
+
+
 def test_a_pin_without_effect_any_longer_is_noticed_when_the_image_is_pulled_again_and_asked_about_only_then() -> None:
     async def story(bench: Bench) -> None:
         want = await bench.hold(A)

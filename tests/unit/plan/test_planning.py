@@ -182,7 +182,8 @@ def test_a_window_that_cannot_be_met_any_more_is_told_from_that_moment_on_and_fe
     tight = Assignment(endpoints=(endpoint(opens_in=timedelta(minutes=10), images=(), models=(model(A, 60 * 10**9),)),))
     met = plan(tight, Inventory(pace_bytes_per_second=1e9), NOW, LIMITS)
     assert (met.endpoints[0].stage, met.endpoints[0].ready_at) == (Stage.WARMING, None)
-    assert met.wake_at == NOW + timedelta(minutes=9)
+    assert met.wake_at == NOW + timedelta(minutes=9, seconds=1)
+    assert plan(tight, Inventory(pace_bytes_per_second=1e9), NOW + timedelta(minutes=9), LIMITS).wake_at == met.wake_at
     missed = plan(tight, Inventory(pace_bytes_per_second=1e9), NOW + timedelta(minutes=9, seconds=1), LIMITS)
     told = missed.endpoints[0]
     assert (told.stage, told.ready_at) == (Stage.LATE, NOW + timedelta(minutes=10, seconds=1))
@@ -199,7 +200,7 @@ def test_the_window_after_one_that_is_open_is_told_too_if_it_cannot_be_met() -> 
     both, fast = Assignment(endpoints=(behind, other)), Inventory(pace_bytes_per_second=1e9)
     met = plan(both, fast, NOW, LIMITS)
     assert [(e.want.key.name, e.stage, e.ready_at) for e in met.endpoints][1] == ("chat", Stage.LATE, None)
-    assert met.wake_at == NOW + timedelta(seconds=30)  # 270 s of work before a window in 300
+    assert met.wake_at == NOW + timedelta(seconds=31)  # a moment too late: 270 s of work before a window in 300
     missed = plan(both, fast, NOW + timedelta(seconds=31), LIMITS).endpoints[1]
     assert (missed.due, missed.ready_at) == (opened[0].ready_by, NOW + timedelta(seconds=301))
     assert (
