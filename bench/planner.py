@@ -12,7 +12,6 @@ import os
 import re
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +22,7 @@ from tests.bed.api import ApiError
 from tests.bed.bed import PROJECT
 from tests.cluster.product import NAMESPACE, deployment
 
+PUBLISH_SECONDS = 1200.0  # thousands of NodeWarmups, at the rate the planner allows itself
 WARMUPS = "/apis/prewarm.dev/v1alpha1/nodewarmups"
 PLANNED = re.compile(r"planned .*endpoints=(\d+) .*?seconds=([\d.]+)")
 
@@ -98,12 +98,12 @@ def measure(bed: Bed, endpoints: int) -> dict[str, object]:
         "AWS_ACCESS_KEY_ID": bed.s3.access_key,
         "AWS_SECRET_ACCESS_KEY": bed.s3.secret_key,
     }
-    with tempfile.NamedTemporaryFile() as log:
+    with (PROJECT / ".cache" / "bench-planner.log").open("w+b") as log:
         command = [str(Path(sys.executable).parent / "prewarm"), "planner"]
         process = subprocess.Popen(command, env=os.environ | settings, stdout=log, stderr=log)
         try:
             began = time.monotonic()
-            wait_for(lambda: sum(assigned(bed).values()) == places, 300, "everything is published")
+            wait_for(lambda: published(bed, places, began), PUBLISH_SECONDS, f"everything is published; see {log.name}")
             published = time.monotonic() - began
             before = assigned(bed)
             gone = max(before, key=lambda name: before[name])
@@ -136,7 +136,14 @@ def wait_for(condition: Callable[[], bool], seconds: float, what: str) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
-        time.sleep(3)
+        time.sleep(5)
+
+
+def published(bed: Bed, places: int, began: float) -> bool:
+    """Say whether every endpoint is on all its nodes, and on stderr how far that is."""
+    done = sum(assigned(bed).values())
+    print(f"{time.monotonic() - began:.0f} s: {done} of {places} published", file=sys.stderr, flush=True)
+    return done == places
 
 
 def answers(bed: Bed) -> bool:

@@ -263,8 +263,8 @@ def test_plan_changes_when_a_window_ends_and_not_before() -> None:
     first = drafter.draft(state, NOW)
     ends = NOW + timedelta(hours=2)
     assert first.wake_at == ends - timedelta(
-        hours=1, minutes=5, seconds=20, microseconds=20
-    )  # the last moment to start
+        hours=1, minutes=5, seconds=19, microseconds=20
+    )  # the last moment to start, and one more
     assert drafter.draft(state, NOW + timedelta(minutes=55)).wake_at == ends
     assert drafter.draft(state, ends - timedelta(seconds=1)).assignments == first.assignments
     after = drafter.draft(state, ends).assignments["n1"].endpoints[0].windows
