@@ -103,7 +103,7 @@ def measure(bed: Bed, endpoints: int) -> dict[str, object]:
         process = subprocess.Popen(command, env=os.environ | settings, stdout=log, stderr=log)
         try:
             began = time.monotonic()
-            wait_for(lambda: published(bed, places, began), PUBLISH_SECONDS, f"everything is published; see {log.name}")
+            wait_for(lambda: all_published(bed, places, began), PUBLISH_SECONDS, f"everything is published; see {log.name}")
             published = time.monotonic() - began
             before = assigned(bed)
             gone = max(before, key=lambda name: before[name])
@@ -139,7 +139,7 @@ def wait_for(condition: Callable[[], bool], seconds: float, what: str) -> None:
         time.sleep(5)
 
 
-def published(bed: Bed, places: int, began: float) -> bool:
+def all_published(bed: Bed, places: int, began: float) -> bool:
     """Say whether every endpoint is on all its nodes, and on stderr how far that is."""
     done = sum(assigned(bed).values())
     print(f"{time.monotonic() - began:.0f} s: {done} of {places} published", file=sys.stderr, flush=True)
