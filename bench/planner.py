@@ -103,7 +103,9 @@ def measure(bed: Bed, endpoints: int) -> dict[str, object]:
         process = subprocess.Popen(command, env=os.environ | settings, stdout=log, stderr=log)
         try:
             began = time.monotonic()
-            wait_for(lambda: all_published(bed, places, began), PUBLISH_SECONDS, f"everything is published; see {log.name}")
+            wait_for(
+                lambda: all_published(bed, places, began), PUBLISH_SECONDS, f"everything is published; see {log.name}"
+            )
             published = time.monotonic() - began
             before = assigned(bed)
             gone = max(before, key=lambda name: before[name])
