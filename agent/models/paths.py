@@ -6,7 +6,7 @@ import contextlib
 import ctypes
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 _FRESH = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -40,6 +40,23 @@ class Tree:
             return os.stat(name, dir_fd=parent, follow_symlinks=False)
         finally:
             os.close(parent)
+
+    def stat_each(self, paths: Iterable[str]) -> Iterator[os.stat_result | OSError]:
+        """Stat files as `stat` does, in order, or yield why one cannot be; those that lie side by side share their directory's descriptor."""
+        at, opened = -1, ""
+        try:
+            for path in paths:
+                above, _, name = path.rpartition("/")
+                try:
+                    if at < 0 or above != opened:
+                        at = _closed(at)
+                        at, opened = self._parent(above.split("/") if above else []), above
+                    found: os.stat_result | OSError = os.stat(name, dir_fd=at, follow_symlinks=False)
+                except OSError as error:
+                    found = error
+                yield found
+        finally:
+            _closed(at)
 
     def make_parents(self, path: str) -> None:
         """Make the directories above `path`."""
@@ -98,6 +115,12 @@ class Tree:
             os.close(at)
             raise
         return at
+
+
+def _closed(descriptor: int) -> int:
+    if descriptor >= 0:
+        os.close(descriptor)
+    return -1
 
 
 def fsync_directory(path: Path) -> None:

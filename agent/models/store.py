@@ -37,12 +37,12 @@ from agent.models.kept import (
 )
 from agent.models.manifest import Manifest
 from agent.models.parts import journaled_sums
-from agent.models.paths import Tree, fsync_directories, fsync_directory, remove_tree
+from agent.models.paths import fsync_directories, fsync_directory, remove_tree
 from agent.models.pins import Pins
 from agent.models.transfer import FileProof
 from agent.models.usage import allocated_bytes
 from agent.models.verify import verify_version
-from agent.models.version import FileRecord, Version, broken_file, load_version, record_version, why_broken
+from agent.models.version import FileRecord, Version, broken_file, broken_files, load_version, record_version
 
 log = structlog.get_logger(__name__)
 _COMMITTED = ("files", "manifest.json")
@@ -302,8 +302,7 @@ class Store:
 
     def broken(self, version: Version) -> dict[str, str]:
         """Compare every file of a committed version with its record; the paths that differ, with a sentence each."""
-        tree = Tree(self.directory(version.digest) / "files")
-        return {record.path: told for record in version.files if (told := why_broken(record, tree))}
+        return dict(broken_files(version, self.directory(version.digest) / "files"))
 
     def remove(self, digest: Digest) -> None:
         """Take a version away: into trash by one rename, then unlinked. The caller has withdrawn every claim to it."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -175,23 +175,36 @@ def _from_json(value: Mapping[str, Any]) -> Version:
 
 def broken_file(version: Version, files: Path) -> str:
     """Compare every file below `files` with the record; "" if all agree, else one sentence naming the first that differs."""
-    tree = Tree(files)
-    return next((why for record in version.files if (why := why_broken(record, tree))), "")
+    return next((why for _, why in broken_files(version, files)), "")
+
+
+def broken_files(version: Version, files: Path) -> Iterator[tuple[str, str]]:
+    """Yield the path of every file that differs from its record, with a sentence that says how."""
+    for record, found in zip(version.files, Tree(files).stat_each(r.path for r in version.files), strict=True):
+        if why := _difference(record, found):
+            yield record.path, why
 
 
 def why_broken(record: FileRecord, tree: Tree) -> str:
     """Compare one file with its record; "" if it is as it was, else one sentence."""
+    (found,) = tree.stat_each([record.path])
+    return _difference(record, found)
+
+
+def _difference(record: FileRecord, found: os.stat_result | OSError) -> str:
+    if (
+        not isinstance(found, OSError)
+        and stat.S_ISREG(found.st_mode)
+        and (found.st_size, found.st_ino, found.st_mtime_ns) == (record.size, record.inode, record.mtime_ns)
+    ):
+        return ""
     name = cut(ascii(record.path), 200)
-    try:
-        found = tree.stat(record.path)
-    except OSError as error:
-        return f"{name} cannot be read: {cut(os.strerror(error.errno or 0), 60)}"
+    if isinstance(found, OSError):
+        return f"{name} cannot be read: {cut(os.strerror(found.errno or 0), 60)}"
     if not stat.S_ISREG(found.st_mode):
         return f"{name} is no longer a file"
     if found.st_size != record.size:
         return f"{name} has {found.st_size} bytes, was committed with {record.size}"
     if found.st_ino != record.inode:
         return f"{name} was replaced since it was committed"
-    if found.st_mtime_ns != record.mtime_ns:
-        return f"{name} was written to since it was committed"
-    return ""
+    return f"{name} was written to since it was committed"
