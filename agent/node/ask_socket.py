@@ -47,8 +47,10 @@ async def serving_questions(path: Path, grants: Grants) -> AsyncIterator[None]:
             open_now -= 1
             writer.close()
 
-    server = await asyncio.start_unix_server(serve, sock=_listening(path), limit=_QUESTION_BYTES)
+    # It begins to serve where its end is certain: cancelled while it does, it would leave the socket open.
+    server = await asyncio.start_unix_server(serve, sock=_listening(path), limit=_QUESTION_BYTES, start_serving=False)
     async with server:
+        await server.start_serving()
         yield
 
 

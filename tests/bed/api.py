@@ -1,4 +1,4 @@
-"""A small client of the API server for tests that time things: no start-up, no cache, no retry.
+"""A small client of the API server for tests that time things: no start-up, no cache, no retry but of what is not ready to be read.
 
 A connection for each request (a TLS handshake of a few ms), so that nothing lives on between tests.
 """
@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from http import HTTPStatus
 from http.client import HTTPException, HTTPResponse, HTTPSConnection
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ MERGE_PATCH = "application/merge-patch+json"
 JSON_PATCH = "application/json-patch+json"
 STRATEGIC_PATCH = "application/strategic-merge-patch+json"
 APPLY_PATCH = "application/apply-patch+yaml"
+_INITIALIZING_SECONDS = 30.0  # the watch cache of a kind after a restart or a new CRD
 
 
 class ApiError(BedError):
@@ -67,8 +69,15 @@ class Api:
         return Api(self._address, self._pki, self.post(path, asked)["status"]["token"])
 
     def get(self, path: str) -> Object:
-        """The object or list there."""
-        return self._ask("GET", path)
+        """The object or list there; asked again, as every client does, while the server says that it is not ready to read it."""
+        deadline = time.monotonic() + _INITIALIZING_SECONDS
+        while True:
+            try:
+                return self._ask("GET", path)
+            except ApiError as error:
+                if error.status != HTTPStatus.TOO_MANY_REQUESTS or time.monotonic() > deadline:
+                    raise
+            time.sleep(0.5)
 
     def post(self, path: str, body: Object) -> Object:
         """Create."""

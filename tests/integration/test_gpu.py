@@ -136,7 +136,7 @@ async def node(tmp_path: Path, library: Path) -> AsyncIterator[Node]:
     made = Node(tmp_path, library)
     yield made
     await made.stop()
-    assert all(child.exited for child in made.children if not isinstance(child, Unreapable))
+    await eventually(lambda: all(child.exited for child in made.children if not isinstance(child, Unreapable)))
 
 
 async def eventually(true: Callable[[], bool]) -> None:
