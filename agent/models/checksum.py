@@ -14,6 +14,7 @@ import binascii
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 from agent.core.errors import Permanent
@@ -106,52 +107,22 @@ def cuts(ends: tuple[int, ...], offset: int, length: int) -> list[int]:
     return [*inner, length]
 
 
-class RangeSum:
-    """The checksums of one range, slice by slice while it arrives: its bytes are in the processor's cache yet.
-
-    Measured: 0.09 CPU-seconds for 1 GB in slices of 1 MiB that have just come, 0.12 to 0.16 in parts of 8 MiB.
-    """
-
-    __slots__ = ("_algorithm", "_at", "_composite", "_crc64", "_ends", "_offset", "_pieces")
-
-    def __init__(self, entry: ObjectEntry, offset: int, length: int) -> None:
-        algorithm, self._composite = algorithm_of(entry), entry.checksum_type == COMPOSITE
-        self._algorithm = algorithm if algorithm in ("crc32c", "crc32") else ""
-        self._offset, self._at, self._crc64 = offset, 0, 0
-        self._ends = cuts(entry.part_ends, offset, length) if self._algorithm and self._composite else [length]
-        self._pieces: list[tuple[int, int]] = [(0, 0)]  # the last is growing
-
-    def feed(self, view: memoryview) -> None:
-        """Add the bytes that follow; releases the GIL."""
-        from awscrt import checksums
-
-        self._crc64 = checksums.crc64nvme(view, self._crc64)
-        if self._algorithm:
-            self._feed_pieces(view, getattr(checksums, self._algorithm))
-        self._at += len(view)
-
-    def _feed_pieces(self, view: memoryview, add: Callable[[memoryview, int], int]) -> None:
-        done = 0
-        while done < len(view):
-            until = min(len(view), self._ends[len(self._pieces) - 1] - self._at)
-            length, crc = self._pieces[-1]
-            self._pieces[-1] = (length + until - done, add(view[done:until], crc))
-            done = until
-            if done < len(view):
-                self._pieces.append((0, 0))
-
-    def sums(self) -> RangeSums:
-        """Return the checksums of all that was added."""
-        pieces = tuple(self._pieces) if self._algorithm and self._composite else ()
-        other = 0 if self._composite else self._pieces[0][1]
-        return RangeSums(offset=self._offset, length=self._at, crc64=self._crc64, other=other, pieces=pieces)
-
-
 def sum_range(entry: ObjectEntry, offset: int, view: memoryview) -> RangeSums:
-    """Checksum one range that is here already; releases the GIL."""
-    found = RangeSum(entry, offset, len(view))
-    found.feed(view)
-    return found.sums()
+    """Checksum one range while it is hot; releases the GIL."""
+    from awscrt import checksums
+
+    algorithm = algorithm_of(entry)
+    other, pieces = 0, []
+    if algorithm in ("crc32c", "crc32"):
+        crc = getattr(checksums, algorithm)
+        if entry.checksum_type == COMPOSITE:
+            edges = [0, *cuts(entry.part_ends, offset, len(view))]
+            pieces = [(end - start, crc(view[start:end])) for start, end in pairwise(edges)]
+        else:
+            other = crc(view)
+    return RangeSums(
+        offset=offset, length=len(view), crc64=checksums.crc64nvme(view), other=other, pieces=tuple(pieces)
+    )
 
 
 def whole_crc64(sums: Iterable[RangeSums]) -> int:

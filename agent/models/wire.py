@@ -69,11 +69,10 @@ class Wire:
         total: int,
         etag: str,
         before_slice: Callable[[int], None],
-        after_slice: Callable[[memoryview], None],
     ) -> None:
         """Fill `into` with the range of an object of `total` bytes that starts at `offset`.
 
-        `before_slice(n)` is called before n more bytes are read, `after_slice` with them; what these raise ends the reading.
+        `before_slice(n)` is called before n more bytes are read; what it raises ends the reading.
 
         Raises:
             RangeFailed: busy, reset, stalled, short, or another range than asked.
@@ -88,7 +87,7 @@ class Wire:
             if not _is_range(answer):
                 raise _refusal(channel, answer, self._head)
             _check(answer, offset, len(into), total, etag)
-            _body(channel, answer.rest, into, before_slice, after_slice)
+            _body(channel, answer.rest, into, before_slice)
             if not answer.keeps_alive:
                 self.close()
 
@@ -181,13 +180,7 @@ def _answer(channel: Channel, room: memoryview) -> Answer:
     return Answer(status=int(status[2]), headers=headers, rest=room[end + 4 : have], keeps_alive=keeps_alive)
 
 
-def _body(
-    channel: Channel,
-    rest: memoryview,
-    into: memoryview,
-    before_slice: Callable[[int], None],
-    after_slice: Callable[[memoryview], None],
-) -> None:
+def _body(channel: Channel, rest: memoryview, into: memoryview, before_slice: Callable[[int], None]) -> None:
     received = len(rest)
     if received > len(into):
         raise RangeFailed(f"more came than the {len(into)} bytes that were announced")
@@ -206,7 +199,6 @@ def _body(
             short = short + 1 if received < end and got < LEAST_BYTES else 0
             if short > 1:  # once may be what came before the connection broke
                 raise RangeFailed(f"the body comes too slowly, after {received} of {len(into)} bytes")
-        after_slice(into[done:end])
         done = end
 
 

@@ -14,7 +14,7 @@ from agent.core.errors import Permanent, PrewarmError, Transient, cut
 from agent.core.retry import Backoff
 from agent.models.bucket import Bucket
 from agent.models.channel import Tls
-from agent.models.checksum import RangeSum, RangeSums, check_whole, sum_range, whole_crc64
+from agent.models.checksum import RangeSums, check_whole, sum_range, whole_crc64
 from agent.models.flights import Copy, Superseded
 from agent.models.manifest import ObjectEntry
 from agent.models.ranges import Part
@@ -78,9 +78,10 @@ class Worker:
                 self._transfer.files.finish(entry.path, entry.size, durably=False)
         else:
             try:
-                sums = self._fetch(copy, entry, view)
+                self._fetch(copy, entry, view)
             except Superseded:
                 return
+            sums = sum_range(entry, part.offset, view[: part.length])
             if part.length == entry.size:
                 self._transfer.files.write_whole(entry.path, view, part.length)
             else:
@@ -120,8 +121,8 @@ class Worker:
             raise Transient("cannot read back what was written to the store")
         yield view[:length]
 
-    def _fetch(self, copy: Copy, entry: ObjectEntry, view: memoryview) -> RangeSums:
-        """Fetch a range, as often as it takes, until this copy or the other one has it; returns its checksums.
+    def _fetch(self, copy: Copy, entry: ObjectEntry, view: memoryview) -> None:
+        """Fetch a range, as often as it takes, until this copy or the other one has it.
 
         Raises:
             Superseded: the other copy came first.
@@ -131,7 +132,7 @@ class Worker:
             signed_at = time.monotonic()
             try:
                 with self._slot(copy):
-                    sums = self._read(copy, entry, view[: copy.flight.part.length])
+                    self._read(copy, entry, view[: copy.flight.part.length])
             except RangeFailed as error:
                 backoff = backoff.failed()
                 self._failed(copy, error)
@@ -144,7 +145,7 @@ class Worker:
                 self._denied(entry, error, signed_at)
             else:
                 self._arrived(copy)
-                return sums
+                return
 
     def _slot(self, copy: Copy) -> contextlib.AbstractContextManager[None]:
         """Return a place among the ranges asked for at once; a second copy replaces one that is as good as lost."""
@@ -168,9 +169,8 @@ class Worker:
         self._tuning.concurrency.served()
         self._tuning.tally.add(Outcome.HEDGED if copy.is_second else Outcome.OK)
 
-    def _read(self, copy: Copy, entry: ObjectEntry, into: memoryview) -> RangeSums:
+    def _read(self, copy: Copy, entry: ObjectEntry, into: memoryview) -> None:
         part = copy.flight.part
-        found = RangeSum(entry, part.offset, part.length)
         path = self._bucket.path(entry.key, entry.version_id if self._transfer.with_versions else "")
         headers = {"Range": f"bytes={part.offset}-{part.offset + part.length - 1}", "If-Match": entry.etag}
         signed = self._source.sign(self._bucket, path, headers)
@@ -185,14 +185,12 @@ class Worker:
                 total=entry.size,
                 etag=entry.etag,
                 before_slice=lambda size: self._before_slice(copy, size),
-                after_slice=found.feed,
             )
         except BaseException:
             self._transfer.count(-self._received, 0)
             self._stopped()
             self._give_way(copy)
             raise
-        return found.sums()
 
     def _before_slice(self, copy: Copy, size: int) -> None:
         throttle = self._tuning.throttle

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import grpc
 import grpc.aio
@@ -21,7 +21,8 @@ from agent.core.inventory import Inventory, ModelLevel, ModelState
 from agent.core.latest import Latest
 from agent.core.refs import Digest, EndpointKey
 from agent.core.sandbox import Sandbox
-from agent.node.grants import LocalCells
+from agent.node.ask_socket import serving_questions
+from agent.node.grants import Grants, LocalCells
 from agent.node.local_api import LocalApi
 from agent.node.local_client import Away, LocalClient, Progress
 from agent.node.readiness import Readiness, readiness
@@ -299,6 +300,19 @@ async def test_the_pods_socket_is_open_and_the_other_is_roots(tmp_path: Path) ->
     async with serving(tmp_path) as node:
         assert (node.run_dir / "agent.sock").stat().st_mode & 0o777 == 0o666
         assert (node.run_dir / "admin.sock").stat().st_mode & 0o777 == 0o600
+
+
+async def test_cancelled_as_it_begins_to_answer_questions_it_leaves_no_socket_open(tmp_path: Path) -> None:
+    async def serve() -> None:
+        async with serving_questions(tmp_path / "ask.sock", cast("Grants", None)):  # nobody asks
+            await asyncio.Event().wait()
+
+    begins = asyncio.create_task(serve())
+    await asyncio.sleep(0)
+    begins.cancel()
+    await asyncio.gather(begins, return_exceptions=True)
+    with pytest.raises(ConnectionRefusedError):
+        await asyncio.open_unix_connection(tmp_path / "ask.sock")
 
 
 async def test_an_agent_that_goes_away_in_the_middle_is_told_apart_from_a_refusal(tmp_path: Path) -> None:

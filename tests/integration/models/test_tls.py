@@ -58,9 +58,8 @@ def read(address: str, host: str, authorities: Path, *, patience: float = 5) -> 
     wire = Wire(bucket, tls.load_tls(str(authorities)), patience)
     try:
         wire.read(
-            "/private/k", {}, memoryview(bytearray(10)), offset=0, total=10, etag="",
-            before_slice=lambda _n: None, after_slice=lambda _view: None,
-        )  # fmt: skip
+            "/private/k", {}, memoryview(bytearray(10)), offset=0, total=10, etag="", before_slice=lambda _n: None
+        )
     finally:
         wire.close()
 

@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import itertools
 from dataclasses import replace
 
 import pytest
-from awscrt import checksums
-from hypothesis import given
-from hypothesis import strategies as st
 
 from agent.core.errors import Permanent
 from agent.models.checksum import (
     UNPROVED,
-    RangeSum,
     check_whole,
     cuts,
     hash_of,
@@ -108,28 +103,3 @@ def test_a_listed_digest_proves_a_file_and_a_wrong_one_refuses_it(entry: ObjectE
 def test_a_listed_digest_does_not_excuse_a_wrong_crc() -> None:
     with pytest.raises(Permanent, match="its crc64nvme differs from the source's"):
         check(replace(BARE, checksum="crc64nvme:AAAAAAAAAAA=", sha256=hashlib.sha256(DATA).hexdigest()))
-
-
-@given(st.binary(min_size=1, max_size=60), st.data())
-def test_a_range_summed_as_it_arrives_has_the_sums_of_its_parts(data: bytes, draw: st.DataObject) -> None:
-    """Whatever slices it comes in, and wherever uploaded parts end."""
-    inner = draw.draw(st.lists(st.integers(1, len(data)), unique=True).map(sorted))
-    ends = sorted({*inner, len(data)})
-    sizes = tuple(end - begin for begin, end in zip([0, *ends], ends, strict=False))
-    offset = draw.draw(st.integers(0, len(data) - 1))
-    entry = replace(
-        BARE, size=len(data), checksum=f"crc32c:AA==-{len(sizes)}", checksum_type=COMPOSITE, part_sizes=sizes
-    )
-    found = RangeSum(entry, offset, len(data) - offset)
-    at = offset
-    while at < len(data):
-        until = draw.draw(st.integers(at + 1, len(data)))
-        found.feed(memoryview(data)[at:until])
-        at = until
-    sums, edges = found.sums(), [offset, *(end for end in ends if end > offset)]
-    assert sums == sum_range(entry, offset, memoryview(data)[offset:])
-    assert sums.crc64 == checksums.crc64nvme(data[offset:])
-    assert [n for n, _ in sums.pieces] == [end - begin for begin, end in itertools.pairwise(edges)]
-    assert [c for _, c in sums.pieces] == [checksums.crc32c(data[b:e]) for b, e in itertools.pairwise(edges)]
-    plain = replace(entry, checksum="crc32c:AA==", checksum_type="FULL_OBJECT")
-    assert sum_range(plain, offset, memoryview(data)[offset:]).other == checksums.crc32c(data[offset:])
