@@ -26,7 +26,7 @@ _OPTIONS = (
     ("grpc.max_send_message_length", _MESSAGE_BYTES),
     ("grpc.enable_http_proxy", 0),
     ("grpc.initial_reconnect_backoff_ms", 200),
-    ("grpc.min_reconnect_backoff_ms", 200),
+    ("grpc.min_reconnect_backoff_ms", 5000),  # also how long a connection attempt may take on a busy node
     ("grpc.max_reconnect_backoff_ms", 2000),
 )
 _METADATA = (("containerd-namespace", NAMESPACE),)
