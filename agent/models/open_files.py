@@ -16,7 +16,7 @@ def open_inodes(proc: Path, inodes: Collection[int], root: Path) -> frozenset[in
     device = root.stat().st_dev
     found = set()
     for entry in proc.iterdir():
-        if entry.name.isdigit() and (_has_open(entry, inodes, device) or _has_mapped(entry, inodes)):
+        if entry.name.isdigit() and (_has_open(entry, inodes, device) or _has_mapped(entry, inodes, device)):
             found.add(int(entry.name))
     return frozenset(found)
 
@@ -31,11 +31,21 @@ def _has_open(process: Path, inodes: Collection[int], device: int) -> bool:
     return False
 
 
-def _has_mapped(process: Path, inodes: Collection[int]) -> bool:
-    # The device in `maps` differs from stat's on btrfs and overlayfs, so the inode alone decides: at worst a version stays.
+def _has_mapped(process: Path, inodes: Collection[int], device: int) -> bool:
+    # The device in `maps` differs from stat's on btrfs and overlayfs: so what has the inode is looked at by its link in `map_files`.
     with contextlib.suppress(OSError), (process / "maps").open() as lines:
         for line in lines:
             words = line.split(maxsplit=5)
-            if len(words) > 5 and words[4] != "0" and int(words[4]) in inodes:
+            if len(words) > 5 and words[4] != "0" and int(words[4]) in inodes and _is_on(device, process, words[0]):
                 return True
     return False
+
+
+def _is_on(device: int, process: Path, addresses: str) -> bool:
+    """Say whether a mapped file is of this device; who may not look (it takes CAP_SYS_ADMIN) says yes: at worst a version stays."""
+    try:
+        return (process / "map_files" / addresses).stat().st_dev == device
+    except FileNotFoundError:  # unmapped meanwhile
+        return False
+    except OSError:
+        return True
