@@ -35,6 +35,10 @@ def _of_elapsed_time(cron: str, zone: ZoneInfo, at: datetime, *, reverse: bool) 
     No tick is lost when several changes lie between two ticks: an hour that repeats or is skipped holds only minutes that the
     expression does not name, or it would hold a tick.
     """
+    whole = at.replace(
+        microsecond=0
+    )  # as changes of the clock are: one must not lie between `at` and the tick before it
+    at = whole + _SECOND if reverse and whole < at else whole
     offset = _offset(at, zone)
     while True:
         for tick in CronSim(cron, at + offset, reverse=reverse):

@@ -29,12 +29,23 @@ CRONS = (
     "*/20 * * * *",
     "45 */2 * * *",
     "5 0-4 * * *",
+    "*/20 0 * * *",
 )
-NOWS = (timedelta(hours=-37), timedelta(hours=-2), timedelta(minutes=-1), timedelta(0), timedelta(minutes=61))
+NOWS = (
+    timedelta(hours=-37, milliseconds=300),  # as a clock's answer, which has fractions of a second
+    timedelta(hours=-2),
+    timedelta(minutes=-1),
+    timedelta(0),
+    timedelta(minutes=61, milliseconds=300),
+)
 SPAN = timedelta(hours=48)
 # Others each day, so that CI meets all of them in time, and the same ones all day, so that a failure can be repeated.
 TODAY = Random(datetime.now(UTC).toordinal()).sample(zones_with_changes(), 4)
-ALWAYS = ["Pacific/Chatham", "Australia/Lord_Howe"]  # change at a quarter to, and by half an hour
+ALWAYS = [
+    "Pacific/Chatham",
+    "Australia/Lord_Howe",
+    "Africa/Cairo",
+]  # change at a quarter to, by half an hour, at midnight
 
 
 def differences(zone: str, moments: int | None = None) -> Iterator[str]:
@@ -43,7 +54,7 @@ def differences(zone: str, moments: int | None = None) -> Iterator[str]:
     found = changes(info)
     for change in found if moments is None else Random(zone).sample(found, min(moments, len(found))):
         for cron in CRONS:
-            first, last = change + min(NOWS), change + max(NOWS) + SPAN
+            first, last = (change + min(NOWS)).replace(microsecond=0), change + max(NOWS) + SPAN
             expected = list(starts(Cron(cron), info, first, last))
             for now in (change + shift for shift in NOWS):
                 mine = [at for at in _windows(cron, zone, now) if now < at < now + SPAN]
