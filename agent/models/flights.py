@@ -1,7 +1,7 @@
-"""Ranges on their way: each fetched by one thread, or by two once it is unusually late; the first to have it whole writes it.
+"""Ranges on their way: each fetched by one thread, by two once it is unusually late, by three once the second copy is too.
 
-Not safe for threads by itself: `Transfer` calls it under its lock. Only what wins is ever written or counted; the other
-copy's connection is cut, and made anew: a slow connection does not come back.
+The first copy to be whole is written. Not safe for threads by itself: `Transfer` calls it under its lock. Only what wins is ever
+written or counted; the connections of the others are cut, and made anew: a slow connection does not come back.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from agent.models.checksum import RangeSums
 from agent.models.ranges import Part
 from agent.models.tail import Tail
+
+MOST_COPIES = 3  # one answer in a hundred is late: all of three are, one time in a million
 
 
 class Superseded(Exception):
@@ -26,12 +28,12 @@ class Copy:
     flight: Flight
     abort: Callable[[], None]
     started: float
-    is_second: bool
+    is_extra: bool
     waiting: bool = False
 
     @property
     def lost(self) -> bool:
-        """Whether the other copy came first."""
+        """Whether another copy came first."""
         return self.flight.winner is not None and self.flight.winner is not self
 
 
@@ -59,28 +61,29 @@ class Flights:
     def start(self, part: Part, claim: RangeSums | None, abort: Callable[[], None]) -> Copy:
         """Note that a thread, which `abort` would wake, begins to fetch a range."""
         flight = self._flying[part] = Flight(part, claim)
-        return self._copy(flight, abort, is_second=False)
+        return self._copy(flight, abort, is_extra=False)
 
-    def second(self, abort: Callable[[], None]) -> Copy | None:
-        """Return a second copy of the range that is late for longest, if one is, and the budget has its bytes."""
+    def another(self, abort: Callable[[], None]) -> Copy | None:
+        """Return one more copy of the range whose youngest one is late for longest, if any is, and the budget has its bytes."""
         now, late = self._monotonic(), None
         for flight in self._flying.values():
-            if flight.winner is None and len(flight.copies) == 1 and not flight.copies[0].waiting:
+            copies = flight.copies
+            if flight.winner is None and 0 < len(copies) < MOST_COPIES and not any(c.waiting for c in copies):
                 patience = self._tail.patience_seconds(flight.part.length)
-                age = now - flight.copies[0].started
+                age = now - max(c.started for c in copies)
                 if patience is not None and age > patience and (late is None or age > late[0]):
                     late = age, flight
         if late is None or not self._tail.spend(late[1].part.length):
             return None
-        return self._copy(late[1], abort, is_second=True)
+        return self._copy(late[1], abort, is_extra=True)
 
-    def _copy(self, flight: Flight, abort: Callable[[], None], *, is_second: bool) -> Copy:
-        copy = Copy(flight, abort, self._monotonic(), is_second)
+    def _copy(self, flight: Flight, abort: Callable[[], None], *, is_extra: bool) -> Copy:
+        copy = Copy(flight, abort, self._monotonic(), is_extra)
         flight.copies.append(copy)
         return copy
 
     def wins(self, copy: Copy) -> bool:
-        """Say whether a copy, whole now, is the first; then the other one is cut."""
+        """Say whether a copy, whole now, is the first; then the others are cut."""
         flight = copy.flight
         if flight.winner is None:
             flight.winner = copy

@@ -1,7 +1,7 @@
-"""How long ranges take on this node, and so which one is worth a second copy, within a budget of extra bytes.
+"""How long ranges take on this node, and so which one is worth another copy, within a budget of extra bytes.
 
 A few answers in a thousand take seconds where the others take a tenth (AWS, "Performance design patterns for Amazon S3":
-ask again for the slowest). A second copy that comes first spares the wait; what the slower one brought is wasted.
+ask again for the slowest). A copy that comes first spares the wait; what the slower one brought is wasted.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 
-EXTRA_SHARE = 0.02  # of all fetched bytes may be spent on second copies
+EXTRA_SHARE = 0.02  # of all fetched bytes may be spent on further copies
 FIRST_EXTRA_BYTES = 8 << 20  # so that one range of a small model may have a second copy too
 SAMPLES = 256  # of each size class: old ones tell of another hour's network
 ENOUGH_SAMPLES = 16  # fewer have no tail to speak of
@@ -46,7 +46,7 @@ class Tail:
         return self._patience.get(length.bit_length())
 
     def spend(self, length: int) -> bool:
-        """Take the bytes of a second copy from the budget; False if they are not in it."""
+        """Take the bytes of one more copy from the budget; False if they are not in it."""
         with self._lock:
             if self._extra_bytes + length > EXTRA_SHARE * self._fetched_bytes + FIRST_EXTRA_BYTES:
                 return False
@@ -54,6 +54,6 @@ class Tail:
             return True
 
     def give_back(self, length: int) -> None:
-        """Return what of a second copy's bytes was not fetched after all."""
+        """Return what of a copy's bytes was not fetched after all."""
         with self._lock:
             self._extra_bytes -= length

@@ -12,7 +12,7 @@ class Outcome(StrEnum):
     """What became of one range."""
 
     OK = "ok"
-    HEDGED = "hedged"  # a second copy of it came first
+    HEDGED = "hedged"  # a further copy of it came first
     RETRIED = "retried"  # it failed and was asked for again
     CORRUPT = "corrupt"  # its file's checksum differed from the source's, and all of the file was fetched again
 

@@ -104,11 +104,11 @@ class Transfer:
             self._fetched += fetched
 
     def take(self, wire: Wire) -> Copy | None:
-        """Return the range to fetch next, or a second copy of one that is late; None when all is done or shall stop."""
+        """Return the range to fetch next, or one more copy of one that is late; None when all is done or shall stop."""
         with self.lock:
             while not self.stop.is_set():
-                if second := self._flights.second(wire.abort):
-                    return second
+                if copy := self._flights.another(wire.abort):
+                    return copy
                 if self.queue:
                     part = self.queue.popleft()
                     claim = self._claimed.pop((part.file, part.offset), None)

@@ -1,4 +1,4 @@
-"""What one thread of a download does: takes ranges, brings and checks them, or brings a second copy of one that is late."""
+"""What one thread of a download does: takes ranges, brings and checks them, or brings one more copy of one that is late."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class Worker:
         part = copy.flight.part
         entry = self._transfer.manifest.objects[part.file]
         self._received = 0
-        sums = None if copy.is_second else self._recheck(entry, part, copy.flight.claim, view)
+        sums = None if copy.is_extra else self._recheck(entry, part, copy.flight.claim, view)
         if sums is not None:
             if not self._transfer.wins(copy):
                 return
@@ -148,8 +148,8 @@ class Worker:
                 return
 
     def _slot(self, copy: Copy) -> contextlib.AbstractContextManager[None]:
-        """Return a place among the ranges asked for at once; a second copy replaces one that is as good as lost."""
-        return contextlib.nullcontext() if copy.is_second else self._tuning.concurrency.slot(self._stopped)
+        """Return a place among the ranges asked for at once; an extra copy replaces one that is as good as lost."""
+        return contextlib.nullcontext() if copy.is_extra else self._tuning.concurrency.slot(self._stopped)
 
     def _failed(self, copy: Copy, error: RangeFailed) -> None:
         self._give_way(copy)
@@ -167,7 +167,7 @@ class Worker:
             self.wire.close()  # a slow connection is replaced, by fresh DNS
         self._tuning.tail.took(length, seconds)
         self._tuning.concurrency.served()
-        self._tuning.tally.add(Outcome.HEDGED if copy.is_second else Outcome.OK)
+        self._tuning.tally.add(Outcome.HEDGED if copy.is_extra else Outcome.OK)
 
     def _read(self, copy: Copy, entry: ObjectEntry, into: memoryview) -> None:
         part = copy.flight.part
