@@ -4,9 +4,10 @@ cold   no prewarm: the image is absent, an init container downloads the weights 
        --otherwise fetch` with no agent: as fast as the shaped line allows), then the server loads them
 warm   the node prewarm made ready before: image unpacked, weights committed; the pod waits, links and loads
 floor  the same pod without prewarm on the same node: image there, weights in a directory of the same disk
+init   that pod with an init container that does nothing: what the kubelet takes for having any
 
-The page cache holds none of the weights when `warm` and `floor` start (prewarm writes past it); cold keeps what its own
-download left there. Layers of the base image are on every node, as the agent's image shares them: that favours cold.
+The page cache holds none of the weights when any but `cold` starts (prewarm writes past it); cold keeps what its own
+download left there. `--start` leaves starts out, for more rounds of what differs by less than the disk does. Layers of the base image are on every node, as the agent's image shares them: that favours cold.
 """
 
 from __future__ import annotations
@@ -32,9 +33,9 @@ from tests.cluster.product import Product, deployment, wait_label, wait_until
 
 NAMESPACE = "bench"
 SERVER = "registry.bed/bench-server:1"
-STARTS = ("cold", "warm", "floor")
+STARTS = ("cold", "warm", "floor", "init")
 FLOOR_DIRECTORY = "/var/lib/prewarm/bench-floor"  # on the same disk as the store
-SETTLE_SECONDS = 10  # with 3 whoever came first after cold mostly read 2 s slower than who came next
+SETTLE_SECONDS = 3
 OVER_FLOOR_SECONDS = 0.7
 TIMES_FASTER = 10
 
@@ -48,23 +49,25 @@ def main() -> int:
     parser.add_argument("--gigabytes", type=float, default=2.0)
     parser.add_argument("--image-megabytes", type=int, default=200)
     parser.add_argument("--mbit", type=int, default=400, help="rate of registry and S3 to each node")
+    parser.add_argument("--start", action="append", choices=STARTS, help="only this one, and others so named")
     parser.add_argument("--json", type=Path, help="also write the samples here")
     options = parser.parse_args()
+    starts = [start for start in STARTS if not options.start or start in options.start]
     with (
         Bed(PROJECT / ".cache" / f"bed-bench-{os.getpid()}") as bed,
         tempfile.TemporaryDirectory(dir=PROJECT / ".cache") as scratch,
     ):
         warm_node, cold_node = prepare(bed, options, Path(scratch))
         bed.shape(options.mbit)
-        samples: dict[str, list[float]] = {start: [] for start in STARTS}
+        samples: dict[str, list[float]] = {start: [] for start in starts}
         for number in range(options.rounds):
-            for start in (
-                STARTS[0],
-                *STARTS[1:][:: 1 if number % 2 else -1],
-            ):  # warm and floor take turns to come first
+            for place in range(
+                len(starts)
+            ):  # each comes first, next and last in turn: the disk is slower after some than others
+                start = starts[(place + number) % len(starts)]
                 make_start_state(bed, start, warm_node, cold_node)
                 samples[start].append(seconds_to_first_answer(bed, start))
-            print(f"round {number + 1}  " + "  ".join(f"{s} {samples[s][-1]:6.2f} s" for s in STARTS), flush=True)
+            print(f"round {number + 1}  " + "  ".join(f"{s} {samples[s][-1]:6.2f} s" for s in starts), flush=True)
     if options.json:
         options.json.write_text(json.dumps(samples))
     return report(samples, options)
@@ -100,11 +103,15 @@ def prepare(bed: Bed, options: argparse.Namespace, scratch: Path) -> tuple[str, 
 def patch_of(bed: Bed, name: str, warm_node: str, cold_node: str) -> Object:
     """What makes a Deployment start the way its name says."""
     node = {"kubernetes.io/hostname": cold_node if name == "cold" else warm_node}
-    if name == "floor":
+    image = bed.get("daemonset", "prewarm-agent", "prewarm")["spec"]["template"]["spec"]["containers"][0]["image"]
+    if name in ("floor", "init"):
         volume = {"name": "weights", "hostPath": {"path": FLOOR_DIRECTORY}}
         server = {"name": "server", "volumeMounts": [{"name": "weights", "mountPath": "/models/llm"}]}
-        return {"spec": {"template": {"spec": {"nodeSelector": node, "containers": [server], "volumes": [volume]}}}}
-    image = bed.get("daemonset", "prewarm-agent", "prewarm")["spec"]["template"]["spec"]["containers"][0]["image"]
+        spec: Object = {"nodeSelector": node, "containers": [server], "volumes": [volume]}
+        if name == "init":
+            nothing = ["/opt/prewarm/bin/python", "-S", "-c", "pass"]
+            spec["initContainers"] = [{"name": "nothing", "image": image, "command": nothing}]
+        return {"spec": {"template": {"spec": spec}}}
     command = [
         "affinity",
         f"{NAMESPACE}/{name}",
@@ -209,12 +216,20 @@ def report(samples: dict[str, list[float]], options: argparse.Namespace) -> int:
     print(
         f"model {format_size(options.gigabytes * 1e9)}, image {options.image_megabytes} MB, registry and S3 at {options.mbit} Mbit/s"
     )
-    for start in STARTS:
-        print(f"  {start:6} {told(samples[start]):>20}")
-    over, times = median["warm"] - median["floor"], median["cold"] / median["warm"]
-    print(f"warm is {over:.2f} s over the floor (target: at most {OVER_FLOOR_SECONDS})")
-    print(f"warm is {times:.1f} x faster than cold (target: at least {TIMES_FASTER})")
-    return 0 if over <= OVER_FLOOR_SECONDS and times >= TIMES_FASTER else 1
+    for start, values in samples.items():
+        print(f"  {start:6} {told(values):>20}")
+    met = True
+    if "warm" in median and "floor" in median:
+        over = median["warm"] - median["floor"]
+        met = over <= OVER_FLOOR_SECONDS
+        print(f"warm is {over:.2f} s over the floor (target: at most {OVER_FLOOR_SECONDS})")
+    if "warm" in median and "init" in median:
+        print(f"warm is {median['warm'] - median['init']:.2f} s over the floor with an init container (no target)")
+    if "warm" in median and "cold" in median:
+        times = median["cold"] / median["warm"]
+        met = met and times >= TIMES_FASTER
+        print(f"warm is {times:.1f} x faster than cold (target: at least {TIMES_FASTER})")
+    return 0 if met else 1
 
 
 if __name__ == "__main__":
