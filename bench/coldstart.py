@@ -61,10 +61,8 @@ def main() -> int:
         bed.shape(options.mbit)
         samples: dict[str, list[float]] = {start: [] for start in starts}
         for number in range(options.rounds):
-            for place in range(
-                len(starts)
-            ):  # each comes first, next and last in turn: the disk is slower after some than others
-                start = starts[(place + number) % len(starts)]
+            first = number % len(starts)  # each comes first in turn
+            for start in (*starts[first:], *starts[:first]):
                 make_start_state(bed, start, warm_node, cold_node)
                 samples[start].append(seconds_to_first_answer(bed, start))
             print(f"round {number + 1}  " + "  ".join(f"{s} {samples[s][-1]:6.2f} s" for s in starts), flush=True)

@@ -35,9 +35,8 @@ def _of_elapsed_time(cron: str, zone: ZoneInfo, at: datetime, *, reverse: bool) 
     No tick is lost when several changes lie between two ticks: an hour that repeats or is skipped holds only minutes that the
     expression does not name, or it would hold a tick.
     """
-    whole = at.replace(
-        microsecond=0
-    )  # as changes of the clock are: one must not lie between `at` and the tick before it
+    # Clocks change at whole seconds: with a fraction, a change that is a tick itself could not be told from `at`.
+    whole = at.replace(microsecond=0)
     at = whole + _SECOND if reverse and whole < at else whole
     offset = _offset(at, zone)
     while True:

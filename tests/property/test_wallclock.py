@@ -41,11 +41,8 @@ NOWS = (
 SPAN = timedelta(hours=48)
 # Others each day, so that CI meets all of them in time, and the same ones all day, so that a failure can be repeated.
 TODAY = Random(datetime.now(UTC).toordinal()).sample(zones_with_changes(), 4)
-ALWAYS = [
-    "Pacific/Chatham",
-    "Australia/Lord_Howe",
-    "Africa/Cairo",
-]  # change at a quarter to, by half an hour, at midnight
+# They change at a quarter to, by half an hour, at midnight.
+ALWAYS = ["Pacific/Chatham", "Australia/Lord_Howe", "Africa/Cairo"]
 
 
 def differences(zone: str, moments: int | None = None) -> Iterator[str]:

@@ -31,9 +31,8 @@ async def test_containerd_killed_in_the_middle_of_a_pull_fetches_only_what_is_mi
 
     def kill_in_the_middle(passed: int) -> None:
         if passed > 0.6 * BYTES and world.process and world.process.returncode is None:
-            time.sleep(
-                0.5
-            )  # the relay stands still: what sockets hold, up to 10 MB each, would be lost with any client
+            # The relay stands still and containerd reads on: what sockets hold would be lost with any client.
+            time.sleep(0.5)
             world.process.kill()
 
     world.relay.watch = kill_in_the_middle
