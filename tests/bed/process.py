@@ -150,14 +150,19 @@ def descendants(pid: int) -> list[int]:
     return found
 
 
-def names(pid: int) -> list[str]:
-    """The base names of the first two words of a process's command line, and its own name."""
+def words(pid: int, file: str) -> list[str]:
+    """The zero-separated words of a file of a process (`cmdline`, `environ`); none where it is gone."""
     try:
-        words = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")[:2]
-        own = Path(f"/proc/{pid}/comm").read_text().strip()
+        return Path(f"/proc/{pid}/{file}").read_bytes().decode(errors="replace").split("\0")
     except (FileNotFoundError, ProcessLookupError):
         return []
-    return list(dict.fromkeys([*(os.path.basename(word) for word in words if word), own]))
+
+
+def names(pid: int) -> list[str]:
+    """The base names of the first two words of a process's command line, and its own name."""
+    own = "".join(words(pid, "comm")).strip()
+    called = [os.path.basename(word) for word in words(pid, "cmdline")[:2] if word]
+    return list(dict.fromkeys([*called, own])) if own else []
 
 
 def rss_bytes(pid: int) -> int:

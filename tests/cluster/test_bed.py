@@ -15,6 +15,7 @@ import pytest
 
 from tests.bed import Bed, BedError, Object, cgroup, needs, network, seed
 from tests.bed.bed import PROJECT
+from tests.bed.process import words
 from tests.bed.settings import Settings
 
 pytestmark = pytest.mark.cluster
@@ -127,9 +128,7 @@ def boot_id_in_container(bed: Bed, pod: Object) -> str:
     """What the pod's container reads as the boot id."""
     container = pod["status"]["containerStatuses"][0]["containerID"].removeprefix("containerd://")
     (pid,) = [
-        pid
-        for pid in bed.node_pids(pod["spec"]["nodeName"], "pause")
-        if container in Path(f"/proc/{pid}/cgroup").read_text()
+        pid for pid in bed.node_pids(pod["spec"]["nodeName"], "pause") if container in "".join(words(pid, "cgroup"))
     ]
     return Path(f"/proc/{pid}/root/proc/sys/kernel/random/boot_id").read_text().strip()
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.bed import Bed, Object
+from tests.bed.process import words
 from tests.cluster.product import NAMESPACE, Product, deployment, wait_until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
@@ -75,8 +76,7 @@ def kill_leader(bed: Bed) -> None:
     """Without a goodbye: it cannot write once more, and its Lease is not released."""
     leader: str = bed.api.get(LEASE)["spec"]["holderIdentity"]
     node = bed.api.get(f"/api/v1/namespaces/{NAMESPACE}/pods/{leader}")["spec"]["nodeName"]
-    told = f"HOSTNAME={leader}".encode()
-    pids = [p for p in bed.node_pids(node, "prewarm") if told in Path(f"/proc/{p}/environ").read_bytes().split(b"\0")]
+    pids = [p for p in bed.node_pids(node, "prewarm") if f"HOSTNAME={leader}" in words(p, "environ")]
     assert pids
     for pid in pids:
         os.kill(pid, signal.SIGKILL)

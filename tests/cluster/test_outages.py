@@ -17,6 +17,7 @@ import pytest
 from agent.core.names import READY, endpoint_label
 from tests.bed import Bed, Object
 from tests.bed.api import condition
+from tests.bed.process import words
 from tests.cluster import product as installed
 from tests.cluster.product import NAMESPACE, Product, deployment, node_labels, wait_label, wait_until
 from tests.cluster.watching import LabelWatch
@@ -106,7 +107,7 @@ class Outages:
     def pids(self, node: str, command: str) -> list[int]:
         """This machine's pids of `prewarm COMMAND` on a node."""
         found = self.bed.node_pids(node, "prewarm")
-        return [pid for pid in found if command.encode() in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")]
+        return [pid for pid in found if command in words(pid, "cmdline")]
 
     def event(self, name: str, reason: str, said: str) -> None:
         """Wait for an Event on a Deployment."""
@@ -251,9 +252,7 @@ def test_a_killed_leader_is_replaced_and_a_new_endpoint_is_served_within_thirty_
     leader: str = bed.api.get(LEASE)["spec"]["holderIdentity"]
     pod = bed.api.get(f"/api/v1/namespaces/{NAMESPACE}/pods/{leader}")
     pids = [
-        pid
-        for pid in outages.pids(pod["spec"]["nodeName"], "planner")
-        if f"HOSTNAME={leader}".encode() in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        pid for pid in outages.pids(pod["spec"]["nodeName"], "planner") if f"HOSTNAME={leader}" in words(pid, "environ")
     ]
     assert pids
     for pid in pids:

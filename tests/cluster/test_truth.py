@@ -7,14 +7,14 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 
 from agent.core.names import ANNOTATION_BOOT_ID, LABEL_GPU, READY, endpoint_label
 from tests.bed import Bed, BedError
+from tests.bed.process import words
 from tests.cluster import product as installed
 from tests.cluster.product import NAMESPACE, Product, deployment, node_labels, wait_label, wait_until
 
@@ -316,13 +316,13 @@ def agent_arguments(bed: Bed, arguments: list[str]) -> Iterator[None]:
 def agent_pids(warm: Warm) -> list[int]:
     """Pids of the agent on the warm node, as this machine counts them; not the planner's, which is the same program."""
     found = warm.bed.node_pids(warm.node, "prewarm")
-    return [pid for pid in found if b"agent" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")]
+    return [pid for pid in found if "agent" in words(pid, "cmdline")]
 
 
 def go_on(warm: Warm, pids: list[int]) -> None:
     """Let a stopped agent go on, then replace its pod: the kubelet still counts the probes it missed."""
     for pid in pids:
-        if Path(f"/proc/{pid}").exists():
+        with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGCONT)
     name = warm.product.agent_pod(warm.node)["metadata"]["name"]
     warm.bed.kubectl("-n", NAMESPACE, "delete", "pod", name, "--wait=true")

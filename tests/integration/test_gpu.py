@@ -25,6 +25,7 @@ from agent.gpu.probe import Child, OnEvent, start_prober
 from agent.gpu.service import GpuRoom, GpuService, Seams
 from agent.gpu.tester import CudaTest
 from tests.bed import nvml
+from tests.bed.process import descendants
 
 PATIENCE_SECONDS = 30.0  # a busy machine; every test ends as soon as it sees what it waits for
 HEALTHY, DEGRADED, UNHEALTHY, UNKNOWN, NONE = (
@@ -518,19 +519,15 @@ async def test_cancellation_kills_the_child_even_when_it_hangs(node: Node) -> No
     assert not alive(pid)
 
 
-def own_children() -> set[int]:
-    return {int(pid) for tasks in Path("/proc/self/task").iterdir() for pid in (tasks / "children").read_text().split()}
-
-
 async def test_cancellation_at_any_step_leaves_no_child(tmp_path: Path, library: Path) -> None:
-    before = own_children()
+    before = set(descendants(os.getpid()))
     for steps in range(0, 60, 2):
         node = Node(tmp_path, library)
         node.start()
         for _ in range(steps):
             await asyncio.sleep(0)
         await node.stop()
-        assert {pid for pid in own_children() - before if alive(pid)} == set()
+        assert {pid for pid in set(descendants(os.getpid())) - before if alive(pid)} == set()
 
 
 @pytest.mark.parametrize("hanging", [False, True])
