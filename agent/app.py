@@ -10,6 +10,7 @@ import importlib.metadata
 import os
 import random
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,12 +29,22 @@ if TYPE_CHECKING:
     from agent.images.client import ContainerdClient
     from agent.kube.api import KubeApi
     from agent.kube.pull_secrets import PullFor
+    from agent.models.service import ModelService
     from agent.node.assignment_source import KeptAssignment
     from agent.node.loop import Decisions, Facts
     from agent.observe.metrics import Metrics
     from agent.plan.memory_budget import Requests
 
 log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Told:
+    """What Kubernetes tells of this node and its pods: None before it has, `starting` the models of pods that start."""
+
+    requests: Latest[Requests | None]
+    tainted: Latest[bool | None]
+    starting: Latest[frozenset[Digest]]
 
 
 def run_agent(settings: Settings) -> int:
@@ -58,9 +69,6 @@ async def compose_agent(process: Process) -> None:
     from agent.core.inventory import GpuReport, Inventory, MemoryView, ModelsView
     from agent.core.latest import Latest
     from agent.gpu.service import GpuRoom, GpuService
-    from agent.models.memory_group import MemoryGroup, group_name
-    from agent.models.memory_tier import MemoryTier
-    from agent.models.resident import files_of
     from agent.models.service import ModelService
     from agent.node.grants import LocalCells
     from agent.node.local_api import LocalApi
@@ -100,20 +108,9 @@ async def compose_agent(process: Process) -> None:
         rules=None if settings.plan else settings.sources,
         sandboxes=containerd,
     )
-    requests: Latest[Requests | None] = Latest(None)
-    memory = MemoryTier(
-        plan=decided.plan,
-        memory=facts.memory,
-        requests=requests,
-        group=MemoryGroup(Path("/sys/fs/cgroup"), group_name(node, settings.root)),
-        files=files_of(models.directory),
-        clock=clock,
-        setting=settings.memory_budget,
-        observer=metrics,
-    )
+    told = Told(requests=Latest(None), tainted=Latest(False if settings.plan else None), starting=Latest(frozenset()))
     boot_id = _boot_id(settings.boot_id_file)
-    tainted: Latest[bool | None] = Latest(False if settings.plan else None)
-    room = GpuRoom(settings=settings, boot_id=boot_id, tainted=tainted, gpu=facts.gpu)
+    room = GpuRoom(settings=settings, boot_id=boot_id, tainted=told.tainted, gpu=facts.gpu)
     gpu = GpuService(room, clock=clock, heartbeat=heartbeat, observer=metrics)
     limits = Limits(warm_ahead=settings.warm_ahead, early=settings.early)
     decide = DecideLoop(
@@ -156,13 +153,51 @@ async def compose_agent(process: Process) -> None:
     pace = PaceKeeper(
         models=facts.models, plan=decided.plan, pace=facts.pace, path=settings.root / "pace.json", clock=clock
     )
-    process.services += [models, memory, gpu, decide, local, hydrations, windows, pace]
+    process.services += [models, gpu, decide, local, hydrations, windows, pace]
+    _memory(process, node, facts, decided, told, models, metrics)
     if settings.plan:
         from agent.node.assignment_source import PlanFileService
 
         process.services.append(PlanFileService(path=Path(settings.plan), assignment=facts.assignment, clock=clock))
     if api:
-        await _in_cluster(process, api, node, facts, decided, metrics, requests, tainted)
+        await _in_cluster(process, api, node, facts, decided, metrics, told)
+
+
+def _memory(
+    process: Process, node: str, facts: Facts, decided: Decisions, told: Told, models: ModelService, metrics: Metrics
+) -> None:
+    """Add what brings weights into the page cache: for windows, and for pods that start."""
+    from agent.models.head_start import HeadStart
+    from agent.models.memory_group import MemoryGroup, group_name
+    from agent.models.memory_tier import MemoryTier
+    from agent.models.resident import files_of
+
+    settings, clock = process.settings, process.clock
+    group, files = MemoryGroup(Path("/sys/fs/cgroup"), group_name(node, settings.root)), files_of(models.directory)
+    process.services.append(
+        MemoryTier(
+            plan=decided.plan,
+            memory=facts.memory,
+            requests=told.requests,
+            group=group,
+            files=files,
+            clock=clock,
+            setting=settings.memory_budget,
+            observer=metrics,
+        )
+    )
+    if settings.head_start:
+        process.services.append(
+            HeadStart(
+                starting=told.starting,
+                memory=facts.memory,
+                requests=told.requests,
+                group=group,
+                files=files,
+                clock=clock,
+                setting=settings.memory_budget,
+            )
+        )
 
 
 def _images(
@@ -218,9 +253,8 @@ def _users(assignment: Assignment | None, ref: ImageRef) -> Iterator[PullFor]:
 
 
 async def _in_cluster(
-    process: Process, api: KubeApi, node: str, facts: Facts, decided: Decisions, metrics: Metrics, requests: Latest[Requests | None],
-    tainted: Latest[bool | None],
-) -> None:  # fmt: skip
+    process: Process, api: KubeApi, node: str, facts: Facts, decided: Decisions, metrics: Metrics, told: Told
+) -> None:
     """Add what an agent under Kubernetes has: its assignment, its Node's publisher, its NodeWarmup's status, cold starts."""
     from agent.core.assignment import Assignment
     from agent.core.latest import Latest
@@ -235,6 +269,7 @@ async def _in_cluster(
     from agent.observe.answers import AnswerReader
     from agent.observe.coldstart import ColdStarts
     from agent.observe.counted import CountedWriter
+    from agent.observe.start import starting_models
     from agent.plan.memory_budget import Requests
 
     settings, clock = process.settings, process.clock
@@ -259,7 +294,10 @@ async def _in_cluster(
 
     def requested(_: object) -> None:
         if pods.get().synced and (found := memory_requests(own.get(), pods.get().items.values())):
-            requests.set(Requests(allocatable_bytes=found[0], requested_bytes=found[1]))
+            told.requests.set(Requests(allocatable_bytes=found[0], requested_bytes=found[1]))
+
+    def start(_: object) -> None:
+        told.starting.set(starting_models(pods.get().items.values(), facts.assignment.get(), decided.inventory.get()))
 
     publisher = Publisher(node=own, readiness=decided.readiness, writer=writer, clock=clock, rng=random.Random())  # noqa: S311 (jitter)
     status = StatusPublisher(
@@ -291,8 +329,12 @@ async def _in_cluster(
         Relay("own node", nodes, lambda listing: own.set(listing.only() or own.get())),
         Relay("memory requests of pods", pods, requested),
         Relay("allocatable memory", own, requested),
+        Relay("pods that start", pods, start),
+        Relay("models of pods that start", decided.inventory, start),
         Relay(
-            "start-up taint", own, lambda view: tainted.set(None if view is None else view.has_taint(TAINT_NOT_READY))
+            "start-up taint",
+            own,
+            lambda view: told.tainted.set(None if view is None else view.has_taint(TAINT_NOT_READY)),
         ),
         KeepingService(assignment=facts.assignment, kept=kept, current=current),
         publisher,

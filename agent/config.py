@@ -229,6 +229,9 @@ class Settings:
     memory_budget: int | None = setting(
         "auto", _budget, "most memory for weights of endpoints with memory: on; auto: what pods have not requested"
     )
+    head_start: bool = setting(
+        "on", _flag, "read the weights of a pod that starts into page cache at once; off for loaders that bypass it"
+    )
     high_watermark: float | None = setting(
         "auto",
         _watermark,

@@ -68,6 +68,18 @@ class MemoryGroup:
             told = f"the memory cgroup at {self._top} is bounded to {format_size(int(text))}, so it is not the node's"
             raise Permanent(f"{told}: mount the node's /sys/fs/cgroup, as deploy/daemonset.yaml does")
 
+    def outside(self) -> Path:
+        """Return the file by which a process joins the node's root: no one is charged for what it brings in.
+
+        Raises:
+            Permanent: what is mounted is not the node's, or cannot be read.
+        """
+        try:
+            self._refuse_bounded()
+        except OSError as error:
+            raise Permanent(f"no memory cgroup can be read in {self._top}: {error.strerror}") from error
+        return self._top / "cgroup.procs"
+
     def limit(self, size_bytes: int) -> bool:
         """Set what all versions together may be charged; False where the kernel cannot get down to it (pinned pages)."""
         try:

@@ -6,7 +6,7 @@ once for a start; only the first start of the serving container counts, a restar
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -22,9 +22,9 @@ from agent.core.names import (
     is_ours,
     node_pool,
 )
-from agent.core.refs import EndpointKey, ImageRef, parse_image_ref
+from agent.core.refs import Digest, EndpointKey, ImageRef, parse_image_ref
 from agent.kube.objects import ContainerStatusView, PodView
-from agent.plan.lacking import model_digest
+from agent.plan.lacking import model_digest, model_is_warm
 
 GB = 10**9
 SIZE_CLASSES = ((10 * GB, "<10GB"), (40 * GB, "10-40GB"), (100 * GB, "40-100GB"), (200 * GB, "100-200GB"))
@@ -115,6 +115,14 @@ def endpoint_of(pod: PodView, assignment: Assignment | None) -> tuple[EndpointKe
 def _workload_name(pod: PodView) -> str:
     template = pod.labels.get("pod-template-hash", "")
     return pod.owner_name.removesuffix(f"-{template}") if template else pod.owner_name
+
+
+def starting_models(pods: Iterable[PodView], assignment: Assignment | None, inventory: Inventory) -> frozenset[Digest]:
+    """Return the committed models of the pods here that no container of theirs serves yet."""
+    found = (endpoint_of(pod, assignment) for pod in pods if pod.phase == "Pending" and not pod.deleting)
+    wants = [model for each in found if each and each[1] for model in each[1].models]
+    digests = {digest for want in wants if model_is_warm(want, inventory) and (digest := model_digest(want, inventory))}
+    return frozenset(digests)
 
 
 def serving_container(pod: PodView, want: EndpointWant | None) -> str:

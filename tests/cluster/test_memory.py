@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import urllib.request
 from collections.abc import Iterator
 from datetime import timedelta
@@ -12,6 +13,8 @@ import pytest
 
 from agent.core.names import READY, endpoint_label
 from agent.models.memory_group import MemoryGroup, group_name
+from agent.models.page_cache import resident_bytes
+from bench.demo import drop_page_cache
 from tests.bed import Bed, Object
 from tests.cluster import product as installed
 from tests.cluster.product import Product, cron_in, deployment, wait_label, wait_until
@@ -67,6 +70,39 @@ def test_weights_are_resident_before_the_window_and_a_start_counts_as_one_from_m
 
     bed.kubectl("-n", namespace, "delete", "deployment", NAME)
     wait_until(lambda: not group_of(node).held(), 60, "it is let go")
+
+
+def test_weights_of_a_pod_that_starts_are_read_before_its_server_runs(bed: Bed, weights: str, namespace: str) -> None:
+    annotations = {"prewarm.dev/models": f"llm={weights}", "prewarm.dev/schedule": "* * * * *"}
+    stuck = deployment("starts", annotations)
+    spec = stuck["spec"]["template"]["spec"]
+    spec["initContainers"] = [{"name": "slow", "image": image(bed), "command": ["/opt/prewarm/bin/python", "-c"]}]
+    spec["initContainers"][0]["command"].append("import time; time.sleep(600)")
+    bed.apply(stuck, namespace)
+    label = endpoint_label(namespace, "starts")
+    node = wait_until(
+        lambda: next((n for n in bed.nodes if installed.node_labels(bed, n).get(label) == READY), None), 90, label
+    )
+    files = bed.disk(node) / "var/lib/prewarm/views" / namespace / "starts"
+    drop_page_cache(files)
+    assert resident_share(files) < 0.05
+    spec["nodeSelector"] = {"kubernetes.io/hostname": node}
+    stuck["spec"]["replicas"] = 1
+    bed.apply(stuck, namespace)
+    wait_until(lambda: resident_share(files) >= 0.95, 30, "the weights are in the page cache")
+    pods = bed.api.get(f"/api/v1/namespaces/{namespace}/pods")["items"]
+    assert [p["status"]["phase"] for p in pods] == ["Pending"]  # nobody else has read them
+    assert not group_of(node).held()  # and nothing is held
+
+
+def resident_share(directory: Path) -> float:
+    """How much of the files below a directory is in the page cache."""
+    found = [path.open("rb") for path in directory.rglob("*") if path.is_file()]
+    with contextlib.ExitStack() as closing:
+        for file in found:
+            closing.enter_context(file)
+        size = sum(os.fstat(file.fileno()).st_size for file in found)
+        return sum(resident_bytes(file.fileno()) for file in found) / size
 
 
 def item(bed: Bed, node: str, uri: str) -> Object:

@@ -64,8 +64,11 @@ def test_a_container_s_own_cgroup_is_not_taken_for_the_node_s(tmp_path: Path, li
     if refused:
         with pytest.raises(Permanent, match=r"bounded to 537 MB, so it is not the node's"):
             group.make()
+        with pytest.raises(Permanent, match=r"bounded to 537 MB"):
+            group.outside()
     else:
         group.make()
+        assert group.outside() == tmp_path / "cgroup.procs"
 
 
 def test_agents_beside_each_other_have_groups_of_their_own() -> None:

@@ -25,6 +25,7 @@ from agent.observe.start import (
     seen_too_late,
     serving_container,
     size_class,
+    starting_models,
 )
 
 T0 = datetime(2026, 11, 23, 9, 0, tzinfo=UTC)
@@ -100,6 +101,25 @@ def test_an_answer_before_ready_waits_for_ready() -> None:
     start, three = advance(start, pod(started=20, ready=31), at(31))
     assert measured(*three)[Phase.TOTAL] == (30.5, Outcome.OK)
     assert (len(three), start.over) == (3, True)
+
+
+@pytest.mark.parametrize(
+    ("pods", "inventory", "found"),
+    [
+        ([pod(), pod()], WARM, {DIGEST}),
+        ([pod(phase="Running", started=1)], WARM, set()),
+        ([pod(deleting=True)], WARM, set()),
+        ([pod(phase="Failed")], WARM, set()),
+        ([pod()], Inventory(proved=True), set()),  # not here yet: whoever waits for it is a download's business
+        ([replace(pod(), namespace="other")], WARM, set()),  # its name is not an endpoint's there
+        ([], WARM, set()),
+    ],
+)
+def test_models_of_pods_that_start_are_those_no_container_serves_yet(
+    pods: list[PodView], inventory: Inventory, found: set[Digest]
+) -> None:
+    assert starting_models(pods, ASSIGNMENT, inventory) == found
+    assert starting_models(pods, None, inventory) == frozenset()
 
 
 def test_times_of_whole_seconds_never_give_negative_phases() -> None:
