@@ -234,11 +234,19 @@ def _pip() -> list[str]:
 def _buildah(verb: str, *arguments: str) -> str:
     """Runs buildah on a storage of our own, so that the machine's is left alone."""
     storage, policy = _cache() / "storage.conf", _cache() / "policy.json"
-    storage.write_text(f'[storage]\ndriver = "overlay"\ngraphroot = "{CACHE}/graph"\nrunroot = "{CACHE}/run"\n')
-    policy.write_text(POLICY)
+    _keep(storage, f'[storage]\ndriver = "overlay"\ngraphroot = "{CACHE}/graph"\nrunroot = "{CACHE}/run"\n')
+    _keep(policy, POLICY)
     trusting = ["--signature-policy", str(policy)] if verb in {"bud", "from", "push", "pull"} else []
     env = {**os.environ, "CONTAINERS_STORAGE_CONF": str(storage), "TMPDIR": str(_cache())}
     return _run("buildah", verb, *trusting, *arguments, env=env)
+
+
+def _keep(path: Path, text: str) -> None:
+    """Have this text there, by one rename: another buildah may be reading it."""
+    if not path.exists() or path.read_text() != text:
+        with tempfile.TemporaryDirectory(dir=path.parent) as fresh:
+            Path(fresh, path.name).write_text(text)
+            Path(fresh, path.name).rename(path)
 
 
 def _run(*command: str, env: dict[str, str] | None = None) -> str:

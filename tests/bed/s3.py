@@ -9,9 +9,13 @@ from __future__ import annotations
 import datetime
 import hashlib
 import hmac
+import itertools
+import os
 import re
 import socket
 import time
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from http.client import HTTPConnection
 from pathlib import Path
@@ -237,8 +241,20 @@ def accepts(address: str) -> bool:
 
 
 def free_port() -> int:
-    """A port of the loopback that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A port of the loopback that nobody listens on now, and that nobody else is given before it is used.
+
+    It is none of those that the kernel hands out (from 32768 on), and tests that run at once have ports of their own.
+    """
+    for port in _PORTS:
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("unreachable: they are gone through again and again")
+
+
+def _ports() -> Iterator[int]:
+    first = 20000 + 1000 * (int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 10)
+    return itertools.cycle(first + (os.getpid() + n) % 1000 for n in range(1000))
+
+
+_PORTS = _ports()

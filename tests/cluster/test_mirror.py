@@ -88,7 +88,8 @@ def kill_mirror(bed: Bed) -> None:
     process = Process.load(bed.work / "run" / "mirror.pid")
     assert process is not None
     for pid in descendants(process.pid):
-        os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def answers(url: str) -> str:

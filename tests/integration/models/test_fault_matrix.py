@@ -315,12 +315,15 @@ class Relay:
         self._port, self._silent = port, threading.Event()
         self._listener = socket.create_server((address, port))
         self._open: list[socket.socket] = []
+        self._lock, self._ended = threading.Lock(), False
         threading.Thread(target=self._accept, daemon=True).start()
 
     def end(self, *, silent: bool) -> None:
         self._silent.set()
         if silent:
             return
+        with self._lock:  # what is accepted from now on is closed by who accepts it
+            self._ended = True
         for each in (self._listener, *self._open):
             with contextlib.suppress(OSError):
                 each.shutdown(socket.SHUT_RDWR)
@@ -329,9 +332,14 @@ class Relay:
     def _accept(self) -> None:
         with contextlib.suppress(OSError):
             while True:
-                client, _ = self._listener.accept()
-                server = socket.create_connection(("127.0.0.1", self._port))
-                self._open += [client, server]
+                with contextlib.ExitStack() as opened:
+                    client = opened.enter_context(self._listener.accept()[0])
+                    server = opened.enter_context(socket.create_connection(("127.0.0.1", self._port)))
+                    with self._lock:
+                        if self._ended:
+                            return
+                        self._open += [client, server]
+                        opened.pop_all()  # they are closed with the others now
                 for ends in ((client, server), (server, client)):
                     threading.Thread(target=self._pass, args=ends, daemon=True).start()
 

@@ -81,7 +81,7 @@ def test_interrupted_it_exits_130_and_shows_no_file_and_the_next_call_resumes(
     bucket: SourceBucket, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     content = bucket.put("m/a.bin", noise(40 * MIB))
-    bucket.proxy.rules.append(Rule("slow", times=99, arg=30e6))
+    bucket.proxy.rules.append(Rule("slow", times=99, arg=10e6))
     code = "import sys; from tests.integration.models.test_fetch import run; sys.exit(run(*sys.argv[1:]))"
     child = subprocess.Popen(
         [sys.executable, "-c", code, str(bucket.uri()), "--to", str(tmp_path), "--connections", "2", "--json"],
@@ -95,7 +95,7 @@ def test_interrupted_it_exits_130_and_shows_no_file_and_the_next_call_resumes(
         assert child.poll() is None
         time.sleep(0.01)
     child.send_signal(signal.SIGINT)
-    out, err = child.communicate(timeout=10)
+    out, err = child.communicate(timeout=30)
     assert child.returncode == 130
     assert "MB here; the same command goes on from there" in err
     assert json.loads(out.splitlines()[-1])["event"] == "error"
@@ -126,7 +126,7 @@ def test_a_terminal_gets_a_bar_with_rate_and_files_and_the_result_stays(bucket: 
             shown += some
     except OSError:
         pass  # the other end is closed
-    out, _ = child.communicate(timeout=10)
+    out, _ = child.communicate(timeout=30)
     assert child.returncode == 0
     assert b"/s, " in shown
     assert b" of 2 files" in shown

@@ -63,14 +63,14 @@ class Room:
     heartbeat: Heartbeat
 
     async def until(self, holds: Callable[[ModelsView], object]) -> ModelsView:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             async for view in self.models.follow():
                 if holds(view):
                     return view
         raise AssertionError
 
     async def until_disk(self, holds: Callable[[], bool]) -> None:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while not holds():  # noqa: ASYNC110 (the disk tells no one)
                 await asyncio.sleep(0.02)
 

@@ -90,20 +90,20 @@ class Node:
         return state is not None and state.level.committed
 
     async def until_here(self, digest: Digest) -> None:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(90):
             async for _ in self.models.follow():
                 if self.is_here(digest):
                     return
 
     async def until_refused(self, digest: Digest) -> str:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(90):
             async for _ in self.decided.follow():
                 if digest in self.decided.get().refusals:
                     return self.decided.get().refusals[digest]
         raise AssertionError
 
     async def error_of(self, digest: Digest) -> str:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(90):
             async for view in self.models.follow():
                 if digest in view.states and view.states[digest].error:
                     return view.states[digest].error
@@ -178,7 +178,7 @@ async def test_of_two_waiting_pods_the_one_whose_download_was_interrupted_does_n
     bucket.proxy.rules.append(slow)
     async with node(disk / "root") as n:
         n.assign(one, waiting=("one",))
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(90):
             async for view in n.models.follow():
                 if any(s.done_bytes > MIB for s in view.states.values()):
                     break
@@ -218,7 +218,7 @@ async def test_a_pod_that_just_starts_keeps_its_version_from_an_eviction_under_w
         n.assign(one, waiting=("one",))
         await n.until_here(digest_of(one))
         n.assign(one, two, waiting=("two",))
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(90):
             async for view in n.models.follow():
                 if view.states[digest_of(one)].reason.startswith("leaving"):
                     break
@@ -256,7 +256,7 @@ async def test_a_disk_that_others_fill_in_mid_download_is_one_clear_error_and_is
     bucket.proxy.rules.append(Rule("slow", times=99, arg=2e6))
     async with node(disk / "root") as n:
         n.assign(one, waiting=("one",))
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(90):
             async for view in n.models.follow():
                 if any(s.done_bytes > MIB for s in view.states.values()):
                     break

@@ -13,7 +13,7 @@ import pytest
 from google.protobuf.empty_pb2 import Empty
 
 from agent.images.faults import TransientFault
-from agent.images.rpc import Rpc
+from agent.images.rpc import CALL_SECONDS, Rpc
 from agent.pb.containerd import version_pb2
 
 
@@ -76,4 +76,4 @@ async def test_a_daemon_that_is_not_there_is_away_at_once(tmp_path: Path) -> Non
             await _version(rpc)
     finally:
         await rpc.close()
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < CALL_SECONDS / 2  # it was not waited for

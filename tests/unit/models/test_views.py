@@ -103,7 +103,7 @@ async def test_a_view_that_cannot_be_made_holds_up_no_eviction(shelf: Shelf, mon
         heartbeat=Heartbeat(),
     )
     running = asyncio.create_task(service.run(), name="models")
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         async for view in models.follow():
             if old in view.states and view.states[old].level is ModelLevel.ABSENT:
                 break
