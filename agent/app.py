@@ -40,11 +40,11 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Told:
-    """What Kubernetes tells of this node and its pods: None before it has, `starting` the models of pods that start."""
+    """What Kubernetes tells of this node and its pods, None before it has; `starting`: see `HeadStart`."""
 
     requests: Latest[Requests | None]
     tainted: Latest[bool | None]
-    starting: Latest[frozenset[Digest]]
+    starting: Latest[frozenset[tuple[str, Digest]]]
 
 
 def run_agent(settings: Settings) -> int:

@@ -43,14 +43,14 @@ class Outside(Protocol):
 
 
 class HeadStart:
-    """Reads each version of `starting` once, as long as it stays there; one at a time."""
+    """Reads the versions of `starting`, which pairs uids of pods with what each needs: once for all pods that wait for one."""
 
     name = "head-start"
 
     def __init__(
         self,
         *,
-        starting: Latest[frozenset[Digest]],
+        starting: Latest[frozenset[tuple[str, Digest]]],
         memory: Latest[MemoryView],
         requests: Latest[Requests | None],
         group: Outside,
@@ -67,14 +67,16 @@ class HeadStart:
         """Run until cancelled: then the reader is killed, and what it read stays."""
         signal = Signal()
         self._starting.attach(signal)
-        begun: frozenset[Digest] = frozenset()
+        served: frozenset[tuple[str, Digest]] = frozenset()
         try:
             while True:
-                begun &= self._starting.get()
-                while fresh := sorted(self._starting.get() - begun):
-                    begun |= {fresh[0]}
-                    await self._read(fresh[0])
+                while fresh := self._starting.get() - served:
+                    digest = min(digest for _, digest in fresh)
+                    await self._read(digest)
+                    # Those that came while it was read have had their share.
+                    served |= {pair for pair in self._starting.get() if pair[1] == digest}
                 await signal.wait()
+                served &= self._starting.get()
         finally:
             self._starting.detach(signal)
 
@@ -86,7 +88,7 @@ class HeadStart:
             fitting = await in_thread(_fitting, files.paths, await self._room_bytes())
             if fitting:
                 await read_in(fitting, await in_thread(self._group.outside))
-        except PrewarmError as error:
+        except (PrewarmError, OSError) as error:
             log.info("no head start", digest=digest, reason=cut(error))
             return
         seconds = round(self._clock.monotonic() - since, 3)

@@ -117,12 +117,14 @@ def _workload_name(pod: PodView) -> str:
     return pod.owner_name.removesuffix(f"-{template}") if template else pod.owner_name
 
 
-def starting_models(pods: Iterable[PodView], assignment: Assignment | None, inventory: Inventory) -> frozenset[Digest]:
-    """Return the committed models of the pods here that no container of theirs serves yet."""
-    found = (endpoint_of(pod, assignment) for pod in pods if pod.phase == "Pending" and not pod.deleting)
-    wants = [model for each in found if each and each[1] for model in each[1].models]
-    digests = {digest for want in wants if model_is_warm(want, inventory) and (digest := model_digest(want, inventory))}
-    return frozenset(digests)
+def starting_models(
+    pods: Iterable[PodView], assignment: Assignment | None, inventory: Inventory
+) -> frozenset[tuple[str, Digest]]:
+    """Return the committed models of the pods here of which no container runs yet, each with its pod's uid."""
+    found = [(pod.uid, endpoint_of(pod, assignment)) for pod in pods if pod.phase == "Pending" and not pod.deleting]
+    wants = [(uid, model) for uid, each in found if each and each[1] for model in each[1].models]
+    digests = [(uid, model_digest(want, inventory)) for uid, want in wants if model_is_warm(want, inventory)]
+    return frozenset((uid, digest) for uid, digest in digests if digest)
 
 
 def serving_container(pod: PodView, want: EndpointWant | None) -> str:

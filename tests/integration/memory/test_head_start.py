@@ -39,7 +39,7 @@ class Node:
     machine: Machine = ROOMY
     refusal: str = ""
     asked: list[Digest] = field(default_factory=list)
-    starting: Latest[frozenset[Digest]] = field(default_factory=lambda: Latest(frozenset()))
+    starting: Latest[frozenset[tuple[str, Digest]]] = field(default_factory=lambda: Latest(frozenset()))
     memory: Latest[MemoryView] = field(default_factory=lambda: Latest(MemoryView()))
 
     def outside(self) -> Path:
@@ -72,6 +72,14 @@ class Node:
             task.cancel()
             await asyncio.wait({task})
 
+    def starts(self, *pairs: tuple[str, Digest]) -> None:
+        self.starting.set(frozenset(pairs))
+
+    async def until_waiting(self) -> None:
+        """Return when no reader runs, and what it read has been noted."""
+        await eventually(lambda: descendants(os.getpid()) == [os.getpid()])
+        await asyncio.sleep(0.1)
+
     async def until_resident(self, digest: Digest, size_bytes: int) -> None:
         await eventually(lambda: measure(self.versions[digest])[0] >= size_bytes)
 
@@ -98,7 +106,7 @@ async def test_the_weights_are_there_before_anyone_reads_them(make_file: Make, n
     node = Node({A: held(make_file("one", 40 * MIB), make_file("two", 3 * MIB + 5))}, nowhere)
     assert measure(node.versions[A])[0] == 0
     async with node.running():
-        node.starting.set(frozenset({A}))
+        node.starts(("u1", A))
         await node.until_resident(A, 43 * MIB + 5)
     assert await asyncio.to_thread(nowhere.read_text) == "0"  # the reader itself
 
@@ -108,7 +116,7 @@ async def test_whoever_the_group_names_is_charged_and_not_this_process(cgroup: P
     there = MEMORY_V1 / cgroup
     node = Node({A: held(make_file("weights", 64 * MIB))}, there / "cgroup.procs")
     async with node.running():
-        node.starting.set(frozenset({A}))
+        node.starts(("u1", A))
         await node.until_resident(A, 64 * MIB)
     assert int((there / "memory.usage_in_bytes").read_text()) >= 64 * MIB
 
@@ -120,20 +128,26 @@ def test_on_a_node_nobody_is_charged() -> None:
     assert MemoryGroup(CGROUPS, "any").outside() == MEMORY_V1 / "cgroup.procs"
 
 
-async def test_a_version_is_read_once_for_as_long_as_pods_start_with_it(make_file: Make, nowhere: Path) -> None:
+async def test_a_version_is_read_once_for_all_pods_that_start_with_it(make_file: Make, nowhere: Path) -> None:
     node = Node({A: held(make_file("a", MIB)), B: held(make_file("b", MIB))}, nowhere)
     async with node.running():
-        node.starting.set(frozenset({A}))
+        node.starts(("u1", A), ("u2", A))
         await node.until_resident(A, MIB)
+        await node.until_waiting()
         let_go(node.versions[A])
-        node.starting.set(frozenset({A, B}))
+        node.starts(("u1", A), ("u2", A), ("u3", B))
         await node.until_resident(B, MIB)
-        assert measure(node.versions[A])[0] == 0
-        node.starting.set(frozenset({B}))
-        await asyncio.sleep(0.1)
-        node.starting.set(frozenset({A, B}))
+        await node.until_waiting()
+        assert measure(node.versions[A])[0] == 0  # those two have had it
+        node.starts(("u1", A), ("u4", A))  # one is stuck, and another starts
         await node.until_resident(A, MIB)
-    assert node.asked == [A, B, A]
+        await node.until_waiting()
+        let_go(node.versions[A])
+        node.starts()
+        await asyncio.sleep(0.05)
+        node.starts(("u1", A))
+        await node.until_resident(A, MIB)
+    assert node.asked == [A, B, A, A]
 
 
 @pytest.mark.parametrize(
@@ -157,7 +171,7 @@ async def test_no_more_is_read_than_there_is_room_for(
     node = Node({A: held(one, two)}, nowhere, setting=setting, machine=machine)
     node.memory.set(MemoryView(held_bytes=held_bytes))
     async with node.running():
-        node.starting.set(frozenset({A}))
+        node.starts(("u1", A))
         if expected:
             await node.until_resident(A, 96 * MIB)
         await asyncio.sleep(0.3)
@@ -171,7 +185,7 @@ async def test_what_cannot_be_read_costs_the_next_one_nothing(make_file: Make, n
     node = Node({A: gone, B: held(make_file("b", MIB))}, nowhere)
     c = Digest("sha256:" + "0" * 64)  # no such version, and first in line
     async with node.running():
-        node.starting.set(frozenset({A, B, c}))
+        node.starts(("u1", A), ("u2", B), ("u3", c))
         await node.until_resident(B, MIB)
     assert node.asked == [c, A, B]
 
@@ -179,7 +193,7 @@ async def test_what_cannot_be_read_costs_the_next_one_nothing(make_file: Make, n
 async def test_where_everybody_would_be_charged_nothing_is_read(make_file: Make, nowhere: Path) -> None:
     node = Node({A: held(make_file("a", MIB))}, nowhere, refusal="no cgroups")
     async with node.running():
-        node.starting.set(frozenset({A}))
+        node.starts(("u1", A))
         await asyncio.sleep(0.3)
     assert node.asked == [A]
     assert measure(node.versions[A])[0] == 0
@@ -189,6 +203,6 @@ async def test_cancelled_it_leaves_no_reader(make_file: Make, nowhere: Path) -> 
     node = Node({A: held(make_file("a", 512 * MIB))}, nowhere)
     before = set(descendants(os.getpid()))
     async with node.running():
-        node.starting.set(frozenset({A}))
+        node.starts(("u1", A))
         await eventually(nowhere.exists)
     assert not set(descendants(os.getpid())) - before

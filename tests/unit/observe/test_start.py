@@ -106,7 +106,7 @@ def test_an_answer_before_ready_waits_for_ready() -> None:
 @pytest.mark.parametrize(
     ("pods", "inventory", "found"),
     [
-        ([pod(), pod()], WARM, {DIGEST}),
+        ([pod(), replace(pod(), uid="u2")], WARM, {("u1", DIGEST), ("u2", DIGEST)}),
         ([pod(phase="Running", started=1)], WARM, set()),
         ([pod(deleting=True)], WARM, set()),
         ([pod(phase="Failed")], WARM, set()),
@@ -116,7 +116,7 @@ def test_an_answer_before_ready_waits_for_ready() -> None:
     ],
 )
 def test_models_of_pods_that_start_are_those_no_container_serves_yet(
-    pods: list[PodView], inventory: Inventory, found: set[Digest]
+    pods: list[PodView], inventory: Inventory, found: set[tuple[str, Digest]]
 ) -> None:
     assert starting_models(pods, ASSIGNMENT, inventory) == found
     assert starting_models(pods, None, inventory) == frozenset()
