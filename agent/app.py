@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from agent.core.assignment import Assignment
     from agent.core.latest import Latest
     from agent.core.refs import Digest, ImageRef, ModelUri
+    from agent.core.starts import Starts
     from agent.images.client import ContainerdClient
     from agent.kube.api import KubeApi
     from agent.kube.pull_secrets import PullFor
@@ -40,11 +41,11 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Told:
-    """What Kubernetes tells of this node and its pods, None before it has; `starting`: see `HeadStart`."""
+    """What Kubernetes tells of this node and its pods; None before it has."""
 
     requests: Latest[Requests | None]
     tainted: Latest[bool | None]
-    starting: Latest[frozenset[tuple[str, Digest]]]
+    starts: Latest[Starts]
 
 
 def run_agent(settings: Settings) -> int:
@@ -68,6 +69,7 @@ async def compose_agent(process: Process) -> None:
     """
     from agent.core.inventory import GpuReport, Inventory, MemoryView, ModelsView
     from agent.core.latest import Latest
+    from agent.core.starts import Starts
     from agent.gpu.service import GpuRoom, GpuService
     from agent.models.service import ModelService
     from agent.node.grants import LocalCells
@@ -108,7 +110,7 @@ async def compose_agent(process: Process) -> None:
         rules=None if settings.plan else settings.sources,
         sandboxes=containerd,
     )
-    told = Told(requests=Latest(None), tainted=Latest(False if settings.plan else None), starting=Latest(frozenset()))
+    told = Told(requests=Latest(None), tainted=Latest(False if settings.plan else None), starts=Latest(Starts()))
     boot_id = _boot_id(settings.boot_id_file)
     room = GpuRoom(settings=settings, boot_id=boot_id, tainted=told.tainted, gpu=facts.gpu)
     gpu = GpuService(room, clock=clock, heartbeat=heartbeat, observer=metrics)
@@ -189,9 +191,9 @@ def _memory(
     if settings.head_start:
         process.services.append(
             HeadStart(
-                starting=told.starting,
+                starts=told.starts,
+                plan=decided.plan,
                 memory=facts.memory,
-                requests=told.requests,
                 group=group,
                 files=files,
                 clock=clock,
@@ -297,7 +299,7 @@ async def _in_cluster(
             told.requests.set(Requests(allocatable_bytes=found[0], requested_bytes=found[1]))
 
     def start(_: object) -> None:
-        told.starting.set(starting_models(pods.get().items.values(), facts.assignment.get(), decided.inventory.get()))
+        told.starts.set(starting_models(pods.get().items.values(), facts.assignment.get(), decided.inventory.get()))
 
     publisher = Publisher(node=own, readiness=decided.readiness, writer=writer, clock=clock, rng=random.Random())  # noqa: S311 (jitter)
     status = StatusPublisher(
@@ -331,6 +333,7 @@ async def _in_cluster(
         Relay("allocatable memory", own, requested),
         Relay("pods that start", pods, start),
         Relay("models of pods that start", decided.inventory, start),
+        Relay("endpoints of pods that start", facts.assignment, start),
         Relay(
             "start-up taint",
             own,

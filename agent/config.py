@@ -227,7 +227,7 @@ class Settings:
     connections: int = setting(8, _whole, "S3 connections of this node")
     bandwidth: int = setting("0", _size, "bytes per second for background downloads; 0: no cap")
     memory_budget: int | None = setting(
-        "auto", _budget, "most memory for weights of endpoints with memory: on; auto: what pods have not requested"
+        "auto", _budget, "most memory that weights are read into; auto: what pods have not requested (docs/memory.md)"
     )
     head_start: bool = setting(
         "on", _flag, "read the weights of a pod that starts into page cache at once; off for loaders that bypass it"

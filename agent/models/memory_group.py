@@ -78,7 +78,10 @@ class MemoryGroup:
             self._refuse_bounded()
         except OSError as error:
             raise Permanent(f"no memory cgroup can be read in {self._top}: {error.strerror}") from error
-        return self._top / "cgroup.procs"
+        procs = self._top / "cgroup.procs"
+        if not procs.exists():
+            raise Permanent(f"there are no memory cgroups in {self._top}")
+        return procs
 
     def limit(self, size_bytes: int) -> bool:
         """Set what all versions together may be charged; False where the kernel cannot get down to it (pinned pages)."""

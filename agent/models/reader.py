@@ -28,7 +28,8 @@ def main(parent: int, procs: str) -> int:
     """Join the cgroup, then read everything."""
     try:
         _step_back(parent)
-        Path(procs).write_text("0")
+        with open(os.open(procs, os.O_WRONLY | os.O_CLOEXEC), "w") as file:  # never made: it is the kernel's
+            file.write("0")
         for path in filter(None, sys.stdin.buffer.read().split(b"\0")):
             _read(path)
     except OSError as error:

@@ -23,6 +23,7 @@ from agent.core.names import (
     node_pool,
 )
 from agent.core.refs import Digest, EndpointKey, ImageRef, parse_image_ref
+from agent.core.starts import Starts
 from agent.kube.objects import ContainerStatusView, PodView
 from agent.plan.lacking import model_digest, model_is_warm
 
@@ -117,14 +118,21 @@ def _workload_name(pod: PodView) -> str:
     return pod.owner_name.removesuffix(f"-{template}") if template else pod.owner_name
 
 
-def starting_models(
-    pods: Iterable[PodView], assignment: Assignment | None, inventory: Inventory
-) -> frozenset[tuple[str, Digest]]:
-    """Return the committed models of the pods here of which no container runs yet, each with its pod's uid."""
-    found = [(pod.uid, endpoint_of(pod, assignment)) for pod in pods if pod.phase == "Pending" and not pod.deleting]
-    wants = [(uid, model) for uid, each in found if each and each[1] for model in each[1].models]
-    digests = [(uid, model_digest(want, inventory)) for uid, want in wants if model_is_warm(want, inventory)]
-    return frozenset((uid, digest) for uid, digest in digests if digest)
+def starting_models(pods: Iterable[PodView], assignment: Assignment | None, inventory: Inventory) -> Starts:
+    """Return the committed models of the pods here that are not Ready yet."""
+    pending: set[tuple[str, Digest]] = set()
+    loading: set[Digest] = set()
+    for pod in pods:
+        condition, found = pod.condition("Ready"), endpoint_of(pod, assignment)
+        ready = condition is not None and condition.status == "True"
+        if ready or pod.deleting or pod.phase not in ("Pending", "Running") or found is None or found[1] is None:
+            continue
+        warm = (model_digest(want, inventory) for want in found[1].models if model_is_warm(want, inventory))
+        digests = {digest for digest in warm if digest}
+        loading |= digests
+        if pod.phase == "Pending":
+            pending |= {(pod.uid, digest) for digest in digests}
+    return Starts(pending=frozenset(pending), loading=frozenset(loading))
 
 
 def serving_container(pod: PodView, want: EndpointWant | None) -> str:

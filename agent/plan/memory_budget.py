@@ -1,4 +1,4 @@
-"""How much memory weights may be kept in: what pods have not requested, never what the machine is short of. Pure."""
+"""How much memory weights may be kept in, and read into for a pod that starts: never what the machine is short of. Pure."""
 
 from __future__ import annotations
 
@@ -42,10 +42,36 @@ class Budget:
     basis: str
 
 
+def start_room(machine: Machine, *, setting: int | None, others_bytes: int) -> Budget:
+    """Return how much may be read ahead for a pod that starts; `others_bytes` is what is in memory for others.
+
+    What pods request does not count, least of all the pod's own: nothing is held, and the kernel gives clean pages that no
+    process has mapped to whoever asks for memory.
+    """
+    if machine.stalled_percent >= STALL_PERCENT:
+        return Budget(size_bytes=0, basis=_stalled(machine))
+    kept, others = machine.kept_free_bytes, format_size(others_bytes)
+    available = f"{format_size(machine.available_bytes)} are available here"
+    bounds = [
+        (
+            machine.available_bytes - kept,
+            f"{available}, of which {format_size(kept)} stay free and {others} are others'",
+        )
+    ]
+    if setting is not None:
+        bounds.append((setting, f"the setting memory_budget is {format_size(setting)}, and {others} are others'"))
+    size, basis = min(bounds)
+    return Budget(size_bytes=max(0, size - others_bytes), basis=basis)
+
+
+def _stalled(machine: Machine) -> str:
+    return f"processes here wait for memory {machine.stalled_percent:.0f} % of the time"
+
+
 def memory_budget(*, setting: int | None, requests: Requests | None, machine: Machine) -> Budget:
     """Return the smallest of what is allowed. `setting` None: automatic; `requests` None: not known (no Kubernetes)."""
     if machine.stalled_percent >= STALL_PERCENT:
-        return Budget(size_bytes=0, basis=f"processes here wait for memory {machine.stalled_percent:.0f} % of the time")
+        return Budget(size_bytes=0, basis=_stalled(machine))
     bounds = list(_bounds(setting, requests, machine))
     size, basis = min(bounds)
     return Budget(size_bytes=max(0, size) // GRAIN_BYTES * GRAIN_BYTES, basis=basis)

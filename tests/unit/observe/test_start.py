@@ -11,6 +11,7 @@ from agent.core.assignment import Assignment, EndpointWant, ImageWant, ModelWant
 from agent.core.inventory import ImageLevel, ImageState, Inventory, ModelLevel, ModelState
 from agent.core.names import node_pool
 from agent.core.refs import Digest, EndpointKey, parse_image_ref, parse_model_uri
+from agent.core.starts import Starts
 from agent.kube.objects import Condition, ContainerStatusView, ContainerView, PodSpecView, PodView
 from agent.observe.start import (
     Measure,
@@ -104,22 +105,24 @@ def test_an_answer_before_ready_waits_for_ready() -> None:
 
 
 @pytest.mark.parametrize(
-    ("pods", "inventory", "found"),
+    ("pods", "inventory", "pending", "loading"),
     [
-        ([pod(), replace(pod(), uid="u2")], WARM, {("u1", DIGEST), ("u2", DIGEST)}),
-        ([pod(phase="Running", started=1)], WARM, set()),
-        ([pod(deleting=True)], WARM, set()),
-        ([pod(phase="Failed")], WARM, set()),
-        ([pod()], Inventory(proved=True), set()),  # not here yet: whoever waits for it is a download's business
-        ([replace(pod(), namespace="other")], WARM, set()),  # its name is not an endpoint's there
-        ([], WARM, set()),
+        ([pod(), replace(pod(), uid="u2")], WARM, {("u1", DIGEST), ("u2", DIGEST)}, {DIGEST}),
+        ([pod(phase="Running", started=1)], WARM, set(), {DIGEST}),
+        ([pod(phase="Running", started=1, ready=2)], WARM, set(), set()),
+        ([pod(deleting=True)], WARM, set(), set()),
+        ([pod(phase="Failed")], WARM, set(), set()),
+        ([pod()], Inventory(proved=True), set(), set()),  # not here yet: whoever waits for it is a download's business
+        ([replace(pod(), namespace="other")], WARM, set(), set()),  # its name is not an endpoint's there
+        ([], WARM, set(), set()),
     ],
 )
-def test_models_of_pods_that_start_are_those_no_container_serves_yet(
-    pods: list[PodView], inventory: Inventory, found: set[tuple[str, Digest]]
+def test_models_of_pods_that_start_are_those_of_pods_not_ready_yet(
+    pods: list[PodView], inventory: Inventory, pending: set[tuple[str, Digest]], loading: set[Digest]
 ) -> None:
-    assert starting_models(pods, ASSIGNMENT, inventory) == found
-    assert starting_models(pods, None, inventory) == frozenset()
+    found = starting_models(pods, ASSIGNMENT, inventory)
+    assert found == Starts(pending=frozenset(pending), loading=frozenset(loading))
+    assert starting_models(pods, None, inventory) == Starts()
 
 
 def test_times_of_whole_seconds_never_give_negative_phases() -> None:
