@@ -72,8 +72,11 @@ def test_weights_are_resident_before_the_window_and_a_start_counts_as_one_from_m
     wait_until(lambda: not group_of(node).held(), 60, "it is let go")
 
 
-def test_weights_of_a_pod_that_starts_are_read_before_its_server_runs(bed: Bed, weights: str, namespace: str) -> None:
-    annotations = {"prewarm.dev/models": f"llm={weights}", "prewarm.dev/schedule": "* * * * *"}
+def test_weights_of_a_pod_that_starts_are_read_before_its_server_runs(
+    bed: Bed, weights: str, namespace: str, tmp_path: Path
+) -> None:
+    installed.put_model(bed, "memory/v2", MODEL_BYTES, version="v2", directory=tmp_path / "v2")  # that nobody has read
+    annotations = {"prewarm.dev/models": "llm=s3://models/memory/v2/", "prewarm.dev/schedule": "* * * * *"}
     stuck = deployment("starts", annotations)
     spec = stuck["spec"]["template"]["spec"]
     spec["initContainers"] = [{"name": "slow", "image": image(bed), "command": ["/opt/prewarm/bin/python", "-c"]}]

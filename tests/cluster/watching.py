@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from types import TracebackType
 from typing import Self
 
@@ -10,7 +11,7 @@ from tests.bed import Bed
 
 
 class LabelWatch:
-    """Follows one node by watch; `lost` has the resource versions at which `label` had another value.
+    """Follows one node by watch; `lost` tells each moment at which `label` had another value: version, time, writers, node.
 
     `with LabelWatch(bed, node, label, value) as watch:`; at the end the watch has seen all that was written before.
     """
@@ -41,7 +42,9 @@ class LabelWatch:
             metadata = event.object["metadata"]
             self.versions.append(metadata["resourceVersion"])
             if metadata["labels"].get(self._label) != self._value:
-                self.lost.append(metadata["resourceVersion"])
+                writers = [f"{w['manager']} {w.get('time', '')}" for w in metadata.get("managedFields", [])]
+                conditions = [f"{c['type']}={c['status']}" for c in event.object["status"].get("conditions", [])]
+                self.lost.append(f"{metadata['resourceVersion']} {time.time():.1f} {writers[-4:]} {conditions}")
             self._seen.set()
             if "test/watch-ends" in metadata.get("annotations", {}):
                 return
