@@ -10,6 +10,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -59,16 +60,26 @@ class Outages:
         return found[0]
 
     def settled_on(self, name: str) -> str:
-        """The one node that is asked for it and ready: after an outage, that of the API server too, there can be two for a while."""
+        """The one node that is asked for it and ready: after an outage, that of the API server too, there can be two for a while.
+
+        Every kubelet has been heard of since: one that pauses after such an outage has its node turn NotReady later.
+        """
+        since = datetime.now(UTC)
 
         def settled() -> list[str]:
             asked = self.asked(name)
             ready = [n for n in self.bed.nodes if node_labels(self.bed, n).get(self.label(name)) == READY]
             nodes = self.bed.api.get("/api/v1/nodes")["items"]
-            return ready if ready == asked and all(condition(n, "Ready") == "True" for n in nodes) else []
+            heard = all(condition(n, "Ready") == "True" and self.heard_of(n) > since for n in nodes)
+            return ready if ready == asked and heard else []
 
         found: list[str] = wait_until(settled, 120, f"{name} is ready on the only node asked for it, all nodes Ready")
         return found[0]
+
+    def heard_of(self, node: Object) -> datetime:
+        """When its kubelet renewed its Lease."""
+        lease = f"/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases/{node['metadata']['name']}"
+        return datetime.fromisoformat(self.bed.api.get(lease)["spec"]["renewTime"])
 
     def asked(self, name: str) -> list[str]:
         """The nodes whose NodeWarmups name the endpoint."""
