@@ -17,6 +17,7 @@ from tests.bed import Bed, BedError, Object, cgroup, needs, network, seed
 from tests.bed.bed import PROJECT
 from tests.bed.process import words
 from tests.bed.settings import Settings
+from tests.cluster.product import wait_until
 
 pytestmark = pytest.mark.cluster
 
@@ -127,9 +128,12 @@ def is_running(pod: Object) -> bool:
 def boot_id_in_container(bed: Bed, pod: Object) -> str:
     """What the pod's container reads as the boot id."""
     container = pod["status"]["containerStatuses"][0]["containerID"].removeprefix("containerd://")
-    (pid,) = [
-        pid for pid in bed.node_pids(pod["spec"]["nodeName"], "pause") if container in "".join(words(pid, "cgroup"))
-    ]
+
+    def found() -> list[int]:  # a process whose parent ends while it is looked for can be missed
+        pids = bed.node_pids(pod["spec"]["nodeName"], "pause")
+        return [pid for pid in pids if container in "".join(words(pid, "cgroup"))]
+
+    (pid,) = wait_until(found, 10, f"the process of {container}")
     return Path(f"/proc/{pid}/root/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
