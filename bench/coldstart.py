@@ -4,12 +4,11 @@ cold   no prewarm: the image is absent, an init container downloads the weights 
        --otherwise fetch` with no agent: as fast as the shaped line allows), then the server loads them
 warm   the node prewarm made ready before: image unpacked, weights committed; the pod waits, links and loads, and has
        prewarm's head start: its weights are read into the page cache from the moment it is bound
-plain  the same without a head start (the agent does not know the pod's workload): what waiting costs by itself
 floor  the same pod without prewarm on the same node: image there, weights in a directory of the same disk
 init   that pod with an init container that does nothing: what the kubelet takes for having any
 
 The page cache holds none of the weights when any but `cold` is created (prewarm writes past it); cold keeps what its own
-download left there. `plain` and `init` are measured on request only. Layers of the base image are on every node, as the agent's image shares them: that favours cold.
+download left there. `init` is measured on request only. Layers of the base image are on every node, as the agent's image shares them: that favours cold.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ from tests.cluster.product import Product, deployment, wait_label, wait_until
 
 NAMESPACE = "bench"
 SERVER = "registry.bed/bench-server:1"
-STARTS = ("cold", "warm", "floor", "plain", "init")
+STARTS = ("cold", "warm", "floor", "init")
 COMPARED = ("cold", "warm", "floor")
 FLOOR_DIRECTORY = "/var/lib/prewarm/bench-floor"  # on the same disk as the store
 SETTLE_SECONDS = 3
@@ -124,7 +123,7 @@ def patch_of(bed: Bed, name: str, warm_node: str, cold_node: str) -> Object:
         return {"spec": {"template": {"spec": spec}}}
     command = [
         "affinity",
-        f"{NAMESPACE}/{'warm' if name == 'plain' else name}",
+        f"{NAMESPACE}/{name}",
         "--wait",
         "--container",
         "server",
@@ -247,9 +246,8 @@ def report(samples: dict[str, list[float]], options: argparse.Namespace) -> int:
         over = median["warm"] - median["floor"]
         met = over <= OVER_FLOOR_SECONDS
         print(f"warm is {over:.2f} s over the floor (target: at most {OVER_FLOOR_SECONDS})")
-    for start in ("plain", "init"):
-        if start in median and "floor" in median:
-            print(f"{start} is {median[start] - median['floor']:.2f} s over the floor (no target)")
+    if "init" in median and "floor" in median:
+        print(f"init is {median['init'] - median['floor']:.2f} s over the floor (no target)")
     if "warm" in median and "cold" in median:
         times = median["cold"] / median["warm"]
         met = met and times >= TIMES_FASTER
