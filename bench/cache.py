@@ -9,7 +9,7 @@ a return, after 30 idle minutes, to a model on disk. LRU, LFU and Belady load on
 
 from __future__ import annotations
 
-import sys
+import argparse
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from agent.cli.recordings import read_recording
+from agent.core.errors import Invalid
 from agent.demand import replay
 from agent.demand.activity import REPORTED_LATE, RETURN_AFTER
 from agent.demand.arrays import Flags, Floats, decay
@@ -111,8 +112,14 @@ def _running(recording: Recording) -> float:
 
 def main() -> None:
     """Print a table for each recording."""
-    for path in map(Path, sys.argv[1:]):
-        recording = read_recording(path)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recording", nargs="+", type=Path, help="a recording of traffic, as `prewarm replay` reads it")
+    options = parser.parse_args()
+    for path in options.recording:
+        try:
+            recording = read_recording(path)
+        except Invalid as error:
+            parser.error(str(error))
         rules, count = worths(recording), len(recording.endpoints)
         rooms = [(share, max(1, round(share * count)), beside) for beside in (True, False) for share in SHARES]
         heads = [f"{share:.0%} {'beside' if beside else 'of all'}" for share, _, beside in rooms]
@@ -121,8 +128,8 @@ def main() -> None:
         print(f"| rule | {' | '.join(heads)} |\n|---|{'---|' * len(rooms)}")
         for rule, worth in rules.items():
             results = [simulate(recording, rule, worth, room, beside) for _, room, beside in rooms]
-            print(f"| {rule} | {' | '.join(f'{each.hits_pct:.1f} / {each.loads_a_day:.1f}' for each in results)} |")
-        sys.stdout.flush()
+            cells = " | ".join(f"{each.hits_pct:.1f} / {each.loads_a_day:.1f}" for each in results)
+            print(f"| {rule} | {cells} |", flush=True)
 
 
 if __name__ == "__main__":
