@@ -198,6 +198,7 @@ def _memory(
                 files=files,
                 clock=clock,
                 setting=settings.memory_budget,
+                observer=metrics,
             )
         )
 

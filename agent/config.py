@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import Field, dataclass, field, fields
 from datetime import timedelta
 from pathlib import Path
@@ -18,54 +18,10 @@ from zoneinfo import ZoneInfo
 
 from agent.core.documents import load_document
 from agent.core.errors import Invalid, cut
-from agent.core.refs import ModelUri, parse_model_uri
+from agent.core.sources import SourceRule, parse_sources
 from agent.core.units import parse_duration, parse_size
 
 HISTORY_KINDS = ("vllm", "triton", "knative", "kserve", "istio")  # what is known to tell of an endpoint's requests
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SourceRule:
-    """Namespaces matching `namespace` (a name, or `*`) may name models below `bucket/prefix`."""
-
-    namespace: str
-    bucket: str
-    prefix: str
-
-    def allows(self, namespace: str, uri: ModelUri) -> bool:
-        """Say whether this rule lets `namespace` use `uri`."""
-        return self.namespace in ("*", namespace) and uri.bucket == self.bucket and uri.key.startswith(self.prefix)
-
-
-def source_allowed(rules: Sequence[SourceRule], namespace: str, uri: ModelUri) -> bool:
-    """Say whether any rule allows it; no rule, no access."""
-    return any(rule.allows(namespace, uri) for rule in rules)
-
-
-def source_refusal(namespace: str, uri: ModelUri) -> str:
-    """Return the sentence for a refused source: it quotes the line an operator would add."""
-    prefix = uri.key if uri.is_prefix else uri.key.rpartition("/")[0] + "/"
-    line = f"{namespace}=s3://{uri.bucket}/{prefix.lstrip('/')}"
-    return (
-        f"namespace {namespace} may not use {cut(uri, 200)}: an operator can allow it with the setting sources: {line}"
-    )
-
-
-def _sources(value: object) -> tuple[SourceRule, ...]:
-    if isinstance(value, Mapping):
-        pairs = [(str(n), u) for n, us in value.items() for u in (us if isinstance(us, list) else [us])]
-    else:
-        lines = value if isinstance(value, list) else str(value).replace("\n", ",").split(",")
-        pairs = [
-            (n.strip(), u.strip()) for n, _, u in (str(line).partition("=") for line in lines if str(line).strip())
-        ]
-    rules = []
-    for namespace, text in pairs:
-        uri = parse_model_uri(str(text))
-        if not uri.is_prefix or uri.include or uri.exclude:
-            raise Invalid(f"source {cut(text, 200)!r} must be a bucket or a prefix ending in /")
-        rules.append(SourceRule(namespace=namespace or "*", bucket=uri.bucket, prefix=uri.key))
-    return tuple(rules)
 
 
 def _seconds(value: object) -> float:
@@ -196,7 +152,7 @@ class Settings:
     kubeconfig: str = setting("", str, "kubeconfig file; empty: in-cluster, else the default file", of="both")
     http_address: str = setting("0.0.0.0:9808", str, "where /metrics, /livez and /readyz are served", of="both")
     sources: tuple[SourceRule, ...] = setting(
-        "", _sources, "NAMESPACE=s3://bucket/prefix/ pairs: who may name which weights; default deny", of="both"
+        "", parse_sources, "NAMESPACE=s3://bucket/prefix/ pairs: who may name which weights; default deny", of="both"
     )
 
     node_name: str = setting("", str, "the Node this agent runs on (NODE_NAME in the DaemonSet)")

@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
-from agent.config import SourceRule
 from agent.core.assignment import Assignment
 from agent.core.refs import Digest, EndpointKey, ModelUri, parse_image_ref, parse_model_uri
+from agent.core.sources import SourceRule
 from agent.demand.endpoint import DemandDefaults
 from agent.fleet.draft import Draft, Drafter, FleetState
 from agent.fleet.resolutions import Resolution, Resolutions, ResolvedModel

@@ -10,10 +10,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from agent.config import Settings, SourceRule
+from agent.config import Settings
 from agent.core.documents import load_documents
 from agent.core.errors import Invalid, PrewarmError, cut
 from agent.core.refs import EndpointKey, endpoint_key, parse_model_source
+from agent.core.sources import SourceRule
 from agent.demand.annotations import read_endpoint, refuse_duplicates
 from agent.demand.endpoint import DemandDefaults, Endpoint, ProblemKind
 from agent.kube.objects import WorkloadView

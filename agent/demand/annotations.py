@@ -14,10 +14,10 @@ from functools import partial
 from types import MappingProxyType
 from typing import TypeVar
 
-from agent.config import source_allowed, source_refusal
 from agent.core.errors import Invalid, cut
 from agent.core.names import LABEL_ENDPOINT_NAME, LABEL_INJECT, PREFIX
 from agent.core.refs import EndpointKey, ImageRef, ModelSource, endpoint_key, parse_image_ref, parse_model_source
+from agent.core.sources import source_allowed, source_refusal
 from agent.demand import values
 from agent.demand.endpoint import (
     DEFAULT_LEAD,

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from enum import StrEnum
 
-from agent.config import SourceRule
 from agent.core.refs import EndpointKey, ImageRef, ModelSource
+from agent.core.sources import SourceRule
 from agent.kube.objects import PodSpecView
 
 DEFAULT_WINDOW = timedelta(hours=1)

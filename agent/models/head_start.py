@@ -36,6 +36,14 @@ AGAIN_SECONDS = 60.0  # a version read less long ago is still there, or was take
 log = structlog.get_logger(__name__)
 
 
+class HeadStartObserver(Protocol):
+    """Whoever counts how readings ended."""
+
+    def head_start(self, outcome: str) -> None:
+        """Count one: `whole`, `part` (there was no room for all of it), `stopped`, or `none`."""
+        ...
+
+
 class Outside(Protocol):
     """Where a reader goes, so that what it brings in is charged to no one."""
 
@@ -53,7 +61,7 @@ class HeadStart:
 
     name = "head-start"
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 (wired once, in app.py)
         self,
         *,
         starts: Latest[Starts],
@@ -64,10 +72,12 @@ class HeadStart:
         clock: Clock,
         setting: int | None = None,
         machine: Callable[[], Machine] = read_machine,
+        observer: HeadStartObserver | None = None,
     ) -> None:
         """Wire it. `files` finds a committed version's files, or raises PrewarmError; `setting` is `memory_budget`."""
         self._starts, self._plan, self._memory, self._group = starts, plan, memory, group
         self._files, self._clock, self._setting, self._machine = files, clock, setting, machine
+        self._observer = observer
         self._queue: dict[tuple[str, Digest], bool] = {}  # in the order they came; True: has had its share
         self._read: dict[Digest, tuple[float, int]] = {}  # when, and how many bytes
 
@@ -113,22 +123,31 @@ class HeadStart:
             files, room = await in_thread(self._files, digest), await self._room(digest)
             fitting, size = await in_thread(_fitting, files.paths, room.size_bytes)
             if not fitting:
-                log.info("no head start", digest=digest, reason=room.basis)
-                return True
+                return self._none(digest, room.basis)
             self._read[digest] = since, size
             why = await self._read_in(digest, fitting)
         except (PrewarmError, OSError) as error:
-            log.info("no head start", digest=digest, reason=cut(error))
-            return True
+            return self._none(digest, cut(error))
         seconds = round(self._clock.monotonic() - since, 3)
         left_out = room.basis if len(fitting) < files.count else ""
         log.info(
             "head start", digest=digest, files=len(fitting), of=files.count, seconds=seconds, ended=why or left_out
         )
+        self._count("stopped" if why else "part" if left_out else "whole")
         if self._urgent():
             del self._read[digest]
             return False
         return True
+
+    def _none(self, digest: Digest, reason: str) -> bool:
+        """Say that nothing was read; True: it is not tried again."""
+        log.info("no head start", digest=digest, reason=reason)
+        self._count("none")
+        return True
+
+    def _count(self, outcome: str) -> None:
+        if self._observer is not None:
+            self._observer.head_start(outcome)
 
     async def _read_in(self, digest: Digest, paths: Sequence[Path]) -> str:
         """Read to the end, or until there is a reason to stop, which is returned."""

@@ -8,11 +8,11 @@ from contextlib import AbstractAsyncContextManager
 
 import structlog
 
-from agent.config import SourceRule, source_allowed, source_refusal
 from agent.core.clock import Clock
 from agent.core.errors import Invalid, PrewarmError, Transient
 from agent.core.inventory import ModelLevel
 from agent.core.refs import Digest, ModelUri
+from agent.core.sources import SourceRule, source_allowed, source_refusal
 from agent.models.board import Board
 from agent.models.checksum import UNPROVED
 from agent.models.engine import Engine

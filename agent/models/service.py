@@ -14,13 +14,14 @@ from pathlib import Path
 
 import structlog
 
-from agent.config import Settings, SourceRule, source_allowed
+from agent.config import Settings
 from agent.core.clock import Clock
 from agent.core.errors import Permanent, PrewarmError, Transient
 from agent.core.heartbeat import Heartbeat
 from agent.core.inventory import ModelsView, StoreCare
 from agent.core.latest import Latest, Signal
 from agent.core.refs import Digest, EndpointKey
+from agent.core.sources import SourceRule, source_allowed
 from agent.models.board import Board
 from agent.models.capacity import watermark_of
 from agent.models.engine import Engine

@@ -82,6 +82,11 @@ MEMORY_RELEASES = _counter(
     "Model versions let go of in memory: window over, budget, pressure, or failed to be read",
     "cause",
 )
+HEAD_STARTS = _counter(
+    "prewarm_head_starts_total",
+    "Readings of a model version for pods that were starting: whole, part (no room for all), stopped, or none",
+    "outcome",
+)
 WINDOW_LATENESS = Metric(
     name="prewarm_window_lateness_seconds",
     kind=Kind.HISTOGRAM,
@@ -186,7 +191,7 @@ CALIBRATION = _gauge("prewarm_predicted_calibration_ratio", "Returns expected ov
 PREDICT_FAILURES = _counter("prewarm_predict_failures_total", "Forecasts that failed; declared windows go on")
 
 FED = (COLD_START_TOTAL, IMAGE_PULL, MODEL_LOAD, PULL_TRANSFER, PULLED_BYTES, IMAGES_LOST, HYDRATION, HYDRATED_BYTES, XIDS, GPU_TESTS,
-       API_WRITES, CLAIMS, WITHDRAWALS, MEMORY_RELEASES, WINDOW_LATENESS, WINDOWS_MISSED)  # fmt: skip
+       API_WRITES, CLAIMS, WITHDRAWALS, MEMORY_RELEASES, HEAD_STARTS, WINDOW_LATENESS, WINDOWS_MISSED)  # fmt: skip
 READ = (ENDPOINT_READY, MODEL_BYTES, COMMITTED_BYTES, RESIDENT_BYTES, IMAGES, PINNED, MODELS, GPU_VERDICT, GPUS, GPU_STATE, GPU_REASON,
         STORE_USED, STORE_FREE, STORE_CAPACITY, SCRUBBED, BAD_PARTS, REPAIRS, SCRUB_AGE, MEMORY_HELD, MEMORY_BUDGET, HEARTBEAT_AGE, BUILD, HYDRATION_RATE,
         HYDRATION_QUEUE, HYDRATION_ETA, PARTS, SOURCE_BYTES)  # fmt: skip

@@ -60,6 +60,10 @@ class Metrics:
         """Count one version let go from memory (MemoryObserver)."""
         self._counters[catalogue.MEMORY_RELEASES.name].labels(cause).inc()
 
+    def head_start(self, outcome: str) -> None:
+        """Count one reading of a version for pods that start (HeadStartObserver)."""
+        self._counters[catalogue.HEAD_STARTS.name].labels(outcome).inc()
+
     def xid(self, kind: str) -> None:
         """Count one Xid (GpuObserver)."""
         self._counters[catalogue.XIDS.name].labels(kind).inc()

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from agent.config import Settings, SourceRule
+from agent.config import Settings
 from agent.core.clock import SystemClock
 from agent.core.errors import Permanent, Transient
 from agent.core.refs import Digest, ImageRef, ModelUri
+from agent.core.sources import SourceRule
 from agent.fleet.fleet import Fleet
 from agent.fleet.sources import AGENT_LABELS
 from agent.kube.api import KubeApi

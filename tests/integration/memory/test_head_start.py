@@ -57,6 +57,7 @@ class Node:
     refusal: str = ""
     clock: Clock = field(default_factory=Clock)
     asked: list[Digest] = field(default_factory=list)
+    counted: list[str] = field(default_factory=list)
     starting: Latest[Starts] = field(default_factory=lambda: Latest(Starts()))
     plan: Latest[NodePlan] = field(default_factory=lambda: Latest(NodePlan()))
     memory: Latest[MemoryView] = field(default_factory=lambda: Latest(MemoryView()))
@@ -65,6 +66,9 @@ class Node:
         if self.refusal:
             raise Permanent(self.refusal)
         return self.joins
+
+    def head_start(self, outcome: str) -> None:
+        self.counted.append(outcome)
 
     def files(self, digest: Digest) -> HeldFiles:
         self.asked.append(digest)
@@ -83,6 +87,7 @@ class Node:
             clock=self.clock,
             setting=self.setting,
             machine=lambda: self.machine,
+            observer=self,
         )
         task = asyncio.create_task(service.run())
         try:
@@ -206,6 +211,7 @@ async def test_no_more_is_read_than_there_is_room_for(
     assert [path.name for path in (one, two) if measure(held(path))[0]] == expected
     assert told["event"] == ("head start" if expected else "no head start")
     assert why in str(told["ended" if expected else "reason"])
+    assert node.counted == [("none", "part", "whole")[len(expected)]]
 
 
 async def test_what_one_start_was_given_is_not_there_for_another(make_file: Make, nowhere: Path) -> None:
@@ -262,6 +268,7 @@ async def test_reading_ends_when_there_is_a_reason(
         "cramped": "processes here wait for memory 11 % of the time",
     }
     assert told["ended"] == expected[cause]
+    assert node.counted[0] == "stopped"
     assert node.asked == ([A, A] if cause == "urgent" else [A])
 
 
@@ -282,6 +289,7 @@ async def test_where_everybody_would_be_charged_nothing_is_read(make_file: Make,
             node.starts(("u1", A))
             (told,) = await until_told(logs, 1)
     assert (told["event"], told["reason"]) == ("no head start", "no cgroups")
+    assert node.counted == ["none"]
     assert node.resident(A) == 0
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.config import Settings, SourceRule
+from agent.config import Settings
 from agent.core.assignment import EndpointWant, ImageWant, ModelWant
 from agent.core.clock import SystemClock
 from agent.core.errors import Transient
@@ -21,6 +21,7 @@ from agent.core.inventory import ModelLevel, ModelState, ModelsView
 from agent.core.latest import Latest
 from agent.core.refs import Digest, EndpointKey, ModelUri, parse_image_ref
 from agent.core.sandbox import Sandbox
+from agent.core.sources import SourceRule
 from agent.models import eviction, queue
 from agent.models.resolve import resolve
 from agent.models.service import ModelService

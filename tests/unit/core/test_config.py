@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from agent.config import SETTINGS, Settings, SourceRule, add_flags, load_settings, source_allowed, source_refusal
+from agent.config import SETTINGS, Settings, add_flags, load_settings
 from agent.core.errors import Invalid
 from agent.core.refs import parse_model_uri
+from agent.core.sources import SourceRule, source_allowed, source_refusal
 
 
 def load(environ: dict[str, str] | None = None, **flags: str) -> Settings:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from agent.config import SourceRule
+from agent.core.sources import SourceRule
 from agent.demand.annotations import read_endpoint
 from agent.demand.endpoint import DemandDefaults, Endpoint, EndpointReading
 from agent.kube.objects import ContainerView, PodSpecView, WorkloadView

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import yaml
 
-from agent.config import SourceRule
 from agent.core.assignment import Assignment, EndpointWant, ImageWant, ModelWant, Window, WindowSource, Workload
 from agent.core.assignment_json import format_assignment
 from agent.core.refs import Digest, EndpointKey, ImageRef, ModelUri, parse_image_ref, parse_model_uri
+from agent.core.sources import SourceRule
 from agent.demand.endpoint import DemandDefaults, Predict
 from agent.demand.values import MAX_ITEMS
 from agent.demand.windows import MAX_WINDOWS
