@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 PREFIX = "prewarm.dev/"
 ENDPOINT_PREFIX = "endpoint.prewarm.dev/"
+
+OBJECT_NAME = re.compile(r"[a-z0-9]([-.a-z0-9]{0,251}[a-z0-9])?")  # of most kinds; no slash: fit to be a part of a path
 
 GROUP = "prewarm.dev"
 VERSION = "v1alpha1"

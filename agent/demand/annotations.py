@@ -15,7 +15,7 @@ from types import MappingProxyType
 from typing import TypeVar
 
 from agent.core.errors import Invalid, cut
-from agent.core.names import LABEL_ENDPOINT_NAME, LABEL_INJECT, PREFIX
+from agent.core.names import LABEL_ENDPOINT_NAME, LABEL_INJECT, OBJECT_NAME, PREFIX
 from agent.core.refs import EndpointKey, ImageRef, ModelSource, endpoint_key, parse_image_ref, parse_model_source
 from agent.core.sources import source_allowed, source_refusal
 from agent.demand import values
@@ -71,6 +71,7 @@ _FILE = re.compile(
     r"\.(bin|bst|gguf|gz|h5|joblib|json|mar|onnx|pickle|pkl|pt|pth|safetensors|tar|tgz|zip)$", re.IGNORECASE
 )
 _LABELS = (LABEL_ENDPOINT_NAME, LABEL_INJECT)
+MAX_GPUS = 1024  # of one pod: as many as a NodeWarmup takes (deploy/crd.yaml)
 _TOLD_UNKNOWN = 10  # an object can carry thousands: each told is an Event, and a search for the nearest key
 
 
@@ -174,8 +175,25 @@ def _read(reader: _Reader, workload: WorkloadView, key: EndpointKey, defaults: D
         metrics=reader.value("metrics", values.metrics, ""),
         predict=reader.value("predict", values.predict, defaults.predict),
         history=reader.value("history", values.history, ""),
-        spec=workload.spec,
+        spec=_spec(reader, workload),
     )
+
+
+def _spec(reader: _Reader, workload: WorkloadView) -> PodSpecView:
+    """Return the pods' template, noting what no pod could start with: the schemas of some kinds let it through."""
+    spec = workload.spec
+    for name, field in (
+        (spec.service_account, "serviceAccountName"),
+        (spec.runtime_class, "runtimeClassName"),
+        (workload.serving, "container"),
+    ):
+        if name and not OBJECT_NAME.fullmatch(name):
+            reader.note(ProblemKind.INVALID, "", f"{field} {cut(name, 60)!r} of its pods is no name")
+    if _gpus(spec) > MAX_GPUS:
+        reader.note(
+            ProblemKind.INVALID, "", f"a pod of it asks for {_gpus(spec)} GPUs, at most {MAX_GPUS} can be asked for"
+        )
+    return spec
 
 
 def _models(reader: _Reader, workload: WorkloadView, defaults: DemandDefaults) -> tuple[ModelSource, ...]:

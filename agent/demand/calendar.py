@@ -33,8 +33,9 @@ class CalendarEvent:
     name: str = ""
 
     def begins(self, zone: ZoneInfo) -> datetime:
-        """Return the instant (UTC) it begins for an endpoint of that zone; a time a clock skips is taken after the gap."""
-        return (self.begin if self.begin.tzinfo else self.begin.replace(tzinfo=zone)).astimezone(UTC)
+        """Return the instant (UTC, whole seconds) it begins for an endpoint of that zone; a time a clock skips is taken after the gap."""
+        begin = self.begin if self.begin.tzinfo else self.begin.replace(tzinfo=zone)
+        return begin.astimezone(UTC).replace(microsecond=0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, time, timedelta, tzinfo
 from itertools import islice, takewhile
+from time import thread_time
 from typing import Any
 
 from dateutil.rrule import rrulestr
@@ -17,6 +18,7 @@ from agent.demand.calendar import MAX_EVENT, CalendarEvent
 
 _MAX_ENTRIES = 5000
 _MAX_EVENTS = 1000  # of one text, in the days asked for
+_MOST_SECONDS = 10.0  # of CPU, for one text: a rule that never comes true takes 4 s to search all years
 _OLDEST = timedelta(days=366 * 100)  # an occurrence is found by counting from the first one
 _RARE = ("DAILY", "WEEKLY", "MONTHLY", "YEARLY")  # what recurs more often is a schedule
 
@@ -42,9 +44,15 @@ def read_ical(text: str, first: date, last: date) -> IcalReading:
         reading.problems.append(f"only the first {_MAX_ENTRIES} of {len(entries)} entries are read")
     entries = entries[:_MAX_ENTRIES]
     moved: defaultdict[str, set[date]] = defaultdict(set)
+    began = thread_time()
     # Those that replace an occurrence come first: what they replace must be known.
     for entry in sorted(entries, key=lambda e: "RECURRENCE-ID" not in e):
         name = cut(" ".join(str(entry.get("SUMMARY", "")).split()), 80) or "unnamed"
+        if thread_time() - began > _MOST_SECONDS:
+            reading.problems.append(
+                f"entry {name!r} and what follows are not read: those before took too long to compute"
+            )
+            break
         try:
             _read(entry, name, moved[str(entry.get("UID"))], (first, last), reading)
         except (Invalid, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
@@ -100,6 +108,8 @@ def _rules(entry: Any, begin: date) -> str:
             raise Invalid(f"it recurs {frequency or 'in an unknown way'}, which an annotation `schedule` should say")
         if {"BYHOUR", "BYMINUTE", "BYSECOND"} & {str(key).upper() for key in rule}:
             raise Invalid("it recurs within a day, which an annotation `schedule` should say")
+        if any(int(step) < 1 for step in _list(rule.get("INTERVAL", 1))):
+            raise Invalid("it recurs at an INTERVAL below 1")  # which would be the same day for ever
         rules.append("RRULE:" + rule.to_ical().decode())
     return "\n".join(rules) or f"RRULE:FREQ=DAILY;COUNT=1;BYMONTHDAY={begin.day}"
 

@@ -14,9 +14,9 @@ On a holiday of the endpoint's calendars a window stays, with less confidence: t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from heapq import merge
 from itertools import takewhile
 from zoneinfo import ZoneInfo
@@ -49,8 +49,7 @@ def windows(
     be included. An endless chain of overlapping windows is cut at both ends: seven days before `now`, and where starts are so
     dense that these would be thousands, between 6 and 12 hours before it.
     """
-    now = now.astimezone(UTC)
-    last = _floor(now + horizon) + _STEP + endpoint.lead
+    now, last = now.astimezone(UTC), _last(endpoint, now, horizon)
     events = list(_events(endpoint, almanac))
     starts = set(_starts(endpoint, now, last, events))
     soft = {start for start in starts if holiday(endpoint, start, almanac)} if almanac.calendars else set()
@@ -61,6 +60,20 @@ def windows(
     found = [Window(ready_by=a, until=b, source=WindowSource.DECLARED) for a, b in firm if b > now]
     found += [Window(ready_by=a, until=b, source=WindowSource.DECLARED, confidence=SOFT) for a, b in softer if b > now]
     return tuple(sorted(found)[:MAX_WINDOWS])
+
+
+def softened_days(endpoint: Endpoint, found: Iterable[Window], now: datetime, almanac: Almanac) -> Mapping[date, str]:
+    """Return the holidays that softened windows of `found` = windows(endpoint, now, …, almanac), on the endpoint's wall clock, by name."""
+    soft = [window for window in found if softened(window)]
+    if not soft:
+        return {}
+    zone, events = ZoneInfo(endpoint.zone), list(_events(endpoint, almanac))
+    days = {}
+    for start in sorted(set(_starts(endpoint, now.astimezone(UTC), _last(endpoint, now, HORIZON), events))):
+        begin, end = start - endpoint.lead, start + endpoint.window
+        if any(w.ready_by < end and begin < w.until for w in soft) and (name := holiday(endpoint, start, almanac)):
+            days[start.astimezone(zone).date()] = name
+    return days
 
 
 def with_predicted(declared: tuple[Window, ...], predicted: Iterable[Window], now: datetime) -> tuple[Window, ...]:
@@ -141,6 +154,11 @@ def _outside(
             begin = b  # noqa: PLW2901 (what is left of the span)
         if begin < end:
             yield begin, end
+
+
+def _last(endpoint: Endpoint, now: datetime, horizon: timedelta) -> datetime:
+    """Return the latest start that is looked at."""
+    return _floor(now.astimezone(UTC) + horizon) + _STEP + endpoint.lead
 
 
 def _floor(time: datetime) -> datetime:

@@ -10,17 +10,18 @@ import json
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from typing import TypeVar
 
 from agent.core.assignment import Assignment, EndpointWant, ImageWant, ModelWant, Window, WindowSource, Workload
-from agent.core.assignment_json import format_assignment
+from agent.core.assignment_json import format_assignment, parse_assignment
+from agent.core.errors import Invalid, cut
 from agent.core.refs import EndpointKey, ImageRef, ModelUri
 from agent.demand.annotations import read_endpoint, refuse_duplicates
 from agent.demand.calendar import Almanac
 from agent.demand.endpoint import DemandDefaults, Endpoint, EndpointReading, Predict, Problem, ProblemKind, WorkloadRef
 from agent.demand.foretold import Windows
-from agent.demand.windows import softened, windows, with_predicted
+from agent.demand.windows import softened, softened_days, windows, with_predicted
 from agent.fleet.calendars import Calendars
 from agent.fleet.eligibility import closed
 from agent.fleet.feasible import Outlook, miss_note, outlook
@@ -92,6 +93,7 @@ class _Dated:
     almanac: Almanac
     predicted: tuple[Window, ...]
     windows: tuple[Window, ...]
+    softened: Mapping[date, str]
     since: datetime
     until: datetime
 
@@ -116,7 +118,7 @@ class Drafter:
         self._windows = {e.key: self._date(e, state.predicted, now) for e in endpoints}
         told |= {_announce(r.workload, p) for r in readings for p in r.problems}
         told |= {_tell(e.workload, "Unresolved", m) for e in endpoints for m in _unresolved(e, state.resolutions)}
-        wants = self._wants = {e.key: self._same(w) for e in endpoints if (w := self._want(e, state))}
+        wants = self._wanted(endpoints, state, told)
         previous = {
             w.name: tuple(e.key for e in w.assignment.endpoints) for w in state.warmups.values() if w.assignment
         }
@@ -180,10 +182,29 @@ class Drafter:
         same = old and old.endpoint is endpoint and old.almanac is almanac and old.predicted == predicted
         if old and same and old.since <= now < old.until:
             return old
-        found = with_predicted(windows(endpoint, now, almanac=almanac), predicted, now)
+        declared = windows(endpoint, now, almanac=almanac)
+        found = with_predicted(declared, predicted, now)
+        days = softened_days(endpoint, declared, now, almanac)
         midnight = now.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
         step = midnight + (1 + (now - midnight) // _READ_AGAIN) * _READ_AGAIN
-        return _Dated(endpoint, almanac, predicted, found, now, min([step, *(w.until for w in found[:1])]))
+        return _Dated(endpoint, almanac, predicted, found, days, now, min([step, *(w.until for w in found[:1])]))
+
+    def _wanted(
+        self, endpoints: Iterable[Endpoint], state: FleetState, told: set[Announcement]
+    ) -> Mapping[EndpointKey, EndpointWant]:
+        """Return what endpoints need, but those that would spoil the NodeWarmup for all others in it: these are `told` so."""
+        wants, sizes = dict[EndpointKey, EndpointWant](), dict[EndpointKey, tuple[EndpointWant, int]]()
+        for endpoint in endpoints:
+            if found := self._want(endpoint, state):
+                want = self._same(found)
+                try:
+                    sizes[want.key] = self._size(want)
+                except Invalid as error:
+                    told.add(_tell(endpoint.workload, str(ProblemKind.INVALID), cut(error)))
+                    continue
+                wants[want.key] = want
+        self._wants, self._sizes = wants, sizes
+        return wants
 
     def _want(self, endpoint: Endpoint, state: FleetState) -> EndpointWant | None:
         """Return what the endpoint needs on each of its nodes; None while the version of one of its models is unknown.
@@ -245,7 +266,7 @@ class Drafter:
         where = _nodes_of(assigned, self._leaner)
         for endpoint in endpoints:
             if nodes := where.get(endpoint.key):
-                notes = soften_notes(endpoint, self._wants[endpoint.key], len(nodes), self._calendars.almanac)
+                notes = soften_notes(self._windows[endpoint.key].softened, len(nodes))
                 yield from (_tell(endpoint.workload, "Softened", note, EventType.NORMAL) for note in notes)
 
     def _misses(
@@ -258,7 +279,6 @@ class Drafter:
 
     def _fit(self, assigned: Mapping[str, tuple[EndpointKey, ...]]) -> dict[str, tuple[EndpointKey, ...]]:
         """Return what each node's NodeWarmup can hold, greater priority first: one too large would be refused as a whole."""
-        self._sizes = {k: self._size(w) for k, w in self._wants.items()}
         largest = max((size for _, size in self._sizes.values()), default=0)
         return {
             node: keys if len(keys) <= min(MAX_ENDPOINTS, MAX_SPEC_BYTES // max(largest, 1)) else self._first(keys)
@@ -266,10 +286,17 @@ class Drafter:
         }
 
     def _size(self, want: EndpointWant) -> tuple[EndpointWant, int]:
+        """Return how many bytes a NodeWarmup needs for it.
+
+        Raises:
+            Invalid: nobody could read it there.
+        """
         old = self._sizes.get(want.key)
         if old is not None and old[0] is want:
             return old
-        return want, len(json.dumps(format_assignment(Assignment(endpoints=(want,)))))
+        spec = format_assignment(Assignment(endpoints=(want,)))
+        parse_assignment(spec)
+        return want, len(json.dumps(spec))
 
     def _first(self, keys: Iterable[EndpointKey]) -> tuple[EndpointKey, ...]:
         kept, room = [], MAX_SPEC_BYTES

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
+from datetime import date
 from hashlib import blake2b
-from zoneinfo import ZoneInfo
 
 from agent.core.assignment import EndpointWant
 from agent.core.refs import EndpointKey
-from agent.demand.calendar import Almanac
-from agent.demand.endpoint import Endpoint
-from agent.demand.windows import holiday, softened
+from agent.demand.windows import softened
 
 
 def keepers(key: EndpointKey, nodes: Collection[str]) -> frozenset[str]:
@@ -25,13 +23,8 @@ def without_softened(want: EndpointWant) -> EndpointWant:
     return replace(want, windows=tuple(w for w in want.windows if not softened(w)))
 
 
-def soften_notes(endpoint: Endpoint, want: EndpointWant, nodes: int, almanac: Almanac) -> Iterator[str]:
-    """Say of each holiday ahead that windows are softened, where that changes anything."""
+def soften_notes(days: Mapping[date, str], nodes: int) -> Iterator[str]:
+    """Say of each holiday ahead, by name, that windows are softened, where that changes anything."""
     kept = -(-nodes // 3)
-    days = {}
-    for window in want.windows if kept < nodes else ():
-        if softened(window):
-            start = window.ready_by + endpoint.lead
-            days[f"{start.astimezone(ZoneInfo(endpoint.zone)):%Y-%m-%d}"] = holiday(endpoint, start, almanac)
-    for day, name in days.items():
-        yield f"{day} is a holiday ({name or 'calendar'}): windows that start on it are kept warm on {kept} of {nodes} nodes"
+    for day, name in days.items() if kept < nodes else ():
+        yield f"{day} is a holiday ({name}): windows that start on it are kept warm on {kept} of {nodes} nodes"

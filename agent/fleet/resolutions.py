@@ -18,6 +18,7 @@ _LONG_AGO = datetime.min.replace(tzinfo=UTC)
 AHEAD = timedelta(
     hours=1
 )  # a window's versions are fixed this long before it: time to fetch 200 GB at 1 Gbit/s is 27 min
+ALWAYS = timedelta(days=7)  # `windows` cuts an endless chain that long before now
 
 
 class ModelResolver(Protocol):
@@ -78,7 +79,8 @@ class Resolutions:
 def due_at(resolved_at: datetime, windows: Iterable[Window], refresh: timedelta) -> datetime:
     """Return when to ask again after a success: every `refresh`, but once for each window and never while it lasts.
 
-    A window's versions are fixed from `AHEAD` before it is due until it ends, so that every node loads the same bytes.
+    A window's versions are fixed from `AHEAD` before it is due until it ends, so that every node loads the same bytes; one that has
+    lasted `ALWAYS` is taken for one that never ends.
     """
     again = resolved_at + refresh
     coming = []
@@ -86,8 +88,9 @@ def due_at(resolved_at: datetime, windows: Iterable[Window], refresh: timedelta)
         begins = window.ready_by - AHEAD
         if begins > resolved_at:
             coming.append(begins)
-        if begins <= again < window.until:
-            again = window.until
+        until = min(window.until, window.ready_by + ALWAYS)
+        if begins <= again < until:
+            again = until
     return min([again, *coming])
 
 

@@ -114,7 +114,9 @@ def strays(scalers: Iterable[ScalerView], wanted: Sequence[ScalerView]) -> list[
 def told(scaler: ScalerView, step: Step, scaling: Scaling, window: Window) -> str:
     """Say what a step does, or would do."""
     hours = (window.until - window.ready_by).total_seconds() / 3600
-    cost = f", {hours * (step.least or 0) * scaling.gpus:.1f} GPU-hours" if scaling.gpus else ""
+    before = int(step.raised_from) if step.raised_from.isdigit() else scaler.knob.assumed
+    more = max(0, (step.least or 0) - before)
+    cost = f", {hours * more * scaling.gpus:.1f} GPU-hours" if scaling.gpus else ""
     return (
         f"{scaler.knob.word} of {scaler.knob.kind} {scaler.name} from {step.raised_from} to {step.least} until "
         f"{window.until.astimezone(UTC):%Y-%m-%d %H:%M} UTC ({format_duration(window.until - window.ready_by)}{cost})"

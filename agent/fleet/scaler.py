@@ -49,6 +49,7 @@ class Scaler:
         clock: Clock,
     ) -> None:
         self._api, self._scalings, self._standing, self._clock = api, scalings, standing, clock
+        self._unread: frozenset[str] = frozenset()  # kinds that may not be read
         self._restless = True  # a planner before this one may have left something raised
 
     async def run(self) -> None:
@@ -93,16 +94,16 @@ class Scaler:
             except Transient as error:
                 log.warning("cannot raise a minimum scale", scaler=scaler.name, error=str(error))
                 failed = True
-        stuck = False
+        stuck = bool(self._unread)  # something may be raised there
         for scaler in strays(scalers, wanted):
             try:
                 await self._restore(scaler)
+            except (Permanent, Conflict) as error:
+                log.warning("a minimum scale stays raised", scaler=scaler.name, error=str(error))
+                stuck = True
             except Transient as error:
                 log.warning("cannot restore a minimum scale", scaler=scaler.name, error=str(error))
                 failed = True
-            except Permanent as error:
-                log.warning("a minimum scale stays raised", scaler=scaler.name, error=str(error))
-                stuck = True
         self._standing.set(frozenset(notes))
         self._restless = bool(opened) or failed or stuck
         return failed
@@ -111,6 +112,7 @@ class Scaler:
         """Return the autoscalers of these namespaces, and all that are raised anywhere."""
         found: dict[tuple[str, str, str], ScalerView] = {}
         where = sorted(namespaces) if len(set(namespaces)) <= _NAMESPACES else [""]
+        unread = set[str]()
         for knob, resource in SCALERS.items():
             try:
                 listed = [await self._api.list(resource, label_selector=LABEL_RAISED_FROM)]
@@ -118,9 +120,12 @@ class Scaler:
             except NotFound:
                 continue  # the kind is not installed
             except Forbidden as error:
-                log.warning("may not read autoscalers", kind=knob.kind, error=str(error))
+                if knob.kind not in self._unread:
+                    log.warning("may not read autoscalers", kind=knob.kind, error=str(error))
+                unread.add(knob.kind)
                 continue
             found |= {(knob.kind, s.namespace, s.name): s for each in listed for s in each.items}
+        self._unread = frozenset(unread)
         return list(found.values())
 
     async def _raise(self, scaler: ScalerView, scaling: Scaling, window: Window) -> list[Announcement]:
@@ -154,7 +159,7 @@ class Scaler:
 
         Raises:
             Transient: it is worth another try soon.
-            Permanent: somebody forbids it, or owns the field too: it is tried again at the next look.
+            Permanent, Conflict: somebody forbids it, or owns the field too: it is tried again at the next look.
         """
         step = restored(scaler)
         if step is None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -14,6 +13,7 @@ from typing import Any
 import structlog
 
 from agent.core.errors import Permanent, Transient
+from agent.core.names import OBJECT_NAME
 from agent.core.refs import ImageRef
 from agent.kube.api import KubeApi, Resource
 from agent.kube.errors import Forbidden
@@ -23,7 +23,6 @@ log = structlog.get_logger(__name__)
 Json = Mapping[str, Any]
 Auths = Mapping[str, object]  # `auths` of a Docker config file: by registry, with or without a path
 
-_NAME = re.compile(r"[a-z0-9]([-.a-z0-9]{0,251}[a-z0-9])?")  # it becomes part of a path
 _MOST = 8  # users of one image, and secrets of one user, that are asked about
 
 
@@ -59,7 +58,7 @@ def secret_names(holder: Json) -> tuple[str, ...]:
     """Return the names in `imagePullSecrets` of a service account or a pod spec, those that can be names."""
     found = holder.get("imagePullSecrets")
     names = [each.get("name") for each in found if isinstance(each, dict)] if isinstance(found, list) else []
-    return tuple(n for n in names if isinstance(n, str) and _NAME.fullmatch(n))[:_MOST]
+    return tuple(n for n in names if isinstance(n, str) and OBJECT_NAME.fullmatch(n))[:_MOST]
 
 
 def parse_pull_secret(item: Json) -> PullSecretView:
@@ -106,10 +105,10 @@ class PullSecrets:
 
     async def _of(self, user: PullFor) -> list[Auths]:
         names = user.secrets
-        if not names and _NAME.fullmatch(user.service_account):
+        if not names and OBJECT_NAME.fullmatch(user.service_account):
             account = await self._api.get(SERVICE_ACCOUNTS, user.service_account, namespace=user.namespace)
             names = account.pull_secrets
-        wanted = [name for name in names if _NAME.fullmatch(name)]
+        wanted = [name for name in names if OBJECT_NAME.fullmatch(name)]
         return [(await self._api.get(SECRETS, name, namespace=user.namespace)).auths for name in wanted]
 
     def _tell(self, user: PullFor) -> None:

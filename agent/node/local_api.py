@@ -169,7 +169,7 @@ class LocalApi:
             order = _order(request)
             await context.write(local_pb2.WaitProgress(message="the agent of this node is asked"))
             await self._grants.check_pod(order)
-            with self._line.standing(order.endpoint):
+            with self._line.standing(order):
                 async with asyncio.timeout(order.timeout_seconds or None):
                     await self._follow(order, context.write)
         except Refused as refused:

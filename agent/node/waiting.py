@@ -158,26 +158,31 @@ def _message(models: tuple[Waited, ...], inventory: Inventory) -> str:
 class WaitingLine:
     """Who waits now: keeps the cell that puts their endpoints first in line."""
 
-    def __init__(self, waiting: Latest[frozenset[EndpointKey]], *, limit: int = 512) -> None:
+    def __init__(self, waiting: Latest[frozenset[EndpointKey]], *, limit: int = 512, of_pod: int = 4) -> None:
+        """Let at most `limit` stand in it, of one pod `of_pod`: it asks once, but the agent may learn late that it hung up."""
         self._waiting = waiting
-        self._limit = limit
+        self._limit, self._of_pod = limit, of_pod
         self._counts: Counter[EndpointKey] = Counter()
+        self._pods: Counter[str] = Counter()
 
     @contextmanager
-    def standing(self, key: EndpointKey) -> Iterator[None]:
+    def standing(self, order: WaitOrder) -> Iterator[None]:
         """Stand in line for an endpoint as long as the context lasts.
 
         Raises:
-            Full: too many pods wait.
+            Full: too many pods wait, or this one waits too often.
         """
+        key, uid = order.endpoint, order.pod_uid
         if self._counts.total() >= self._limit:
             raise Full(f"{self._limit} pods wait already")
+        if self._pods[uid] >= self._of_pod:
+            raise Full(f"this pod waits {self._of_pod} times already")
         self._counts[key] += 1
+        self._pods[uid] += 1
         self._waiting.set(frozenset(self._counts))
         try:
             yield
         finally:
-            self._counts[key] -= 1
-            if not self._counts[key]:
-                del self._counts[key]
+            self._counts -= Counter([key])
+            self._pods -= Counter([uid])
             self._waiting.set(frozenset(self._counts))
