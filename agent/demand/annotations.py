@@ -182,13 +182,11 @@ def _read(reader: _Reader, workload: WorkloadView, key: EndpointKey, defaults: D
 def _spec(reader: _Reader, workload: WorkloadView) -> PodSpecView:
     """Return the pods' template, noting what no pod could start with: the schemas of some kinds let it through."""
     spec = workload.spec
-    for name, field in (
-        (spec.service_account, "serviceAccountName"),
-        (spec.runtime_class, "runtimeClassName"),
-        (workload.serving, "container"),
-    ):
+    for name, field in ((spec.service_account, "serviceAccountName"), (spec.runtime_class, "runtimeClassName")):
         if name and not OBJECT_NAME.fullmatch(name):
             reader.note(ProblemKind.INVALID, "", f"{field} {cut(name, 60)!r} of its pods is no name")
+    if workload.serving:
+        reader.guard("", partial(values.container, workload.serving))
     if _gpus(spec) > MAX_GPUS:
         reader.note(
             ProblemKind.INVALID, "", f"a pod of it asks for {_gpus(spec)} GPUs, at most {MAX_GPUS} can be asked for"

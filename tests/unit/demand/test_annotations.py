@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -315,6 +316,25 @@ def test_gpus_are_counted_as_the_scheduler_does(containers: tuple[int, ...], ini
     )
     found = endpoint({"nodes": "1"}, spec=spec)
     assert (found.gpus, found.runtime_class, found.spec) == (gpus, "nvidia", spec)
+
+
+@pytest.mark.parametrize(
+    ("spec", "told"),
+    [
+        (replace(SPEC, service_account="sa\tx"), "serviceAccountName 'sa x' of its pods is no name"),
+        (replace(SPEC, service_account="x" * 254), "of its pods is no name"),
+        (replace(SPEC, runtime_class="rc\nx"), "runtimeClassName 'rc x' of its pods is no name"),
+        (
+            replace(SPEC, containers=(ContainerView(name="server", image="a", gpus=1025),)),
+            "a pod of it asks for 1025 GPUs, at most 1024 can be asked for",
+        ),
+    ],
+)
+def test_pods_that_nobody_could_start_are_invalid(spec: PodSpecView, told: str) -> None:
+    """Not every kind's schema says what a name is, and one that a NodeWarmup refuses would keep all others out of it."""
+    (problem,) = read({"nodes": "1"}, spec=spec).problems
+    assert problem.kind is ProblemKind.INVALID
+    assert told in problem.message
 
 
 def test_no_source_rule_means_no_access() -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from agent.core.refs import EndpointKey
 from agent.demand.calendar import Almanac, Calendar, CalendarEvent, read_calendar
-from agent.demand.windows import SOFT, softened, windows
+from agent.demand.windows import SOFT, softened, softened_days, windows
 from tests.unit.demand.workloads import endpoint
 
 DAY = date(2026, 12, 24)
@@ -124,6 +124,10 @@ def test_lines_name_days_and_events() -> None:
             {"a_ics": one_event("DTSTART:15000101T080000Z\r\nDURATION:PT1M\r\nRRULE:FREQ=DAILY")},
             "a.ics: entry 'x': it began more than a hundred years ago",
         ),
+        (
+            {"a_ics": one_event("DTSTART;VALUE=DATE:20250102\r\nRRULE:FREQ=DAILY;INTERVAL=0")},
+            "a.ics: entry 'x': it recurs at an INTERVAL below 1",
+        ),
     ],
 )
 def test_what_is_wrong_is_told_and_the_rest_holds(data: dict[str, str], told: str) -> None:
@@ -145,6 +149,15 @@ def test_ical_all_day_entries_are_holidays_and_the_others_events() -> None:
         "24 14:00 Rehearsal, later",
         "31 09:00 Rehearsal",
     ]
+
+
+def test_ical_that_takes_too_long_to_compute_is_left_at_that(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agent.demand.ical._MOST_SECONDS", 0.0)
+    found, problems = read(a_ics=ICS, holidays="2026-12-26 Boxing Day")
+    (problem,) = problems
+    assert problem.startswith("a.ics: entry ")
+    assert problem.endswith("and what follows are not read: those before took too long to compute")
+    assert found.holidays == {date(2026, 12, 26): "Boxing Day"}
 
 
 @given(st.text(max_size=200), st.text(max_size=200), st.text(max_size=200))
@@ -185,6 +198,32 @@ def test_no_window_is_lost_to_a_holiday_where_it_meets_others() -> None:
     found = windows(of, now, almanac=almanac("2026-12-25 Christmas Day"))
     assert lines(found) == ["17 17:30-25 00:30 100", f"25 00:30-26 00:00 {SOFT}", "26 00:00-27 01:00 100"]
     assert (plain[0].ready_by, plain[-1].until) == (found[0].ready_by, found[-1].until)
+
+
+def test_the_days_told_are_the_holidays_on_which_softened_windows_start() -> None:
+    now, of = datetime(2026, 12, 24, 12, tzinfo=UTC), {"timezone": "UTC", "lead": "0m"}
+    evening = endpoint({"schedule": "0 20 * * *", "window": "10h"} | of)
+    cut = almanac("2026-12-25 Christmas Day", "2026-12-25T19:00 7h Launch")
+    found = windows(evening, now, almanac=cut)
+    assert lines(found)[1:3] == ["25 19:00-26 02:00 100", f"26 02:00-26 06:00 {SOFT}"]
+    assert softened_days(evening, found, now, cut) == {date(2026, 12, 25): "Christmas Day"}
+    always = endpoint({"schedule": "0 9 * * *", "window": "1d"} | of)
+    both = almanac("2026-12-25 Christmas Day\n2026-12-26 Boxing Day")
+    assert softened_days(always, windows(always, now, almanac=both), now, both) == {
+        date(2026, 12, 25): "Christmas Day",
+        date(2026, 12, 26): "Boxing Day",
+    }
+    covered = almanac("2026-12-25 Christmas Day", "2026-12-25T19:00 1d Launch")
+    assert softened_days(evening, windows(evening, now, almanac=covered), now, covered) == {}
+
+
+def test_an_event_begins_at_a_whole_second() -> None:
+    of = endpoint({"schedule": "0 8 * * *", "timezone": "UTC", "lead": "0m", "window": "1h"})
+    found = windows(
+        of, datetime(2026, 12, 25, 6, tzinfo=UTC), almanac=almanac("2026-12-25 x", "2026-12-25T08:00:00.5 12h Sale")
+    )
+    assert lines(found)[0] == "25 08:00-25 20:00 100"
+    assert not found[0].ready_by.microsecond
 
 
 @pytest.mark.parametrize(

@@ -217,6 +217,19 @@ def test_broken_annotation_is_told_and_leaves_the_other_endpoint_alone() -> None
     assert (about.kind, about.namespace, about.uid) == ("Deployment", "shop", "uid-broken")
 
 
+def test_what_no_nodewarmup_could_hold_is_told_and_leaves_the_other_endpoint_alone() -> None:
+    state = FleetState(
+        workloads=(workload(), workload("odd", runtime="gpu")),
+        nodes=(node("n1"),),
+        handlers={"gpu": "nvidia\n"},
+        resolutions=KNOWN,
+    )
+    found = Drafter(DEFAULTS).draft(state, NOW)
+    assert [e.key.name for e in found.assignments["n1"].endpoints] == ["chat"]
+    ((about, reason),) = told(found)
+    assert (about, reason) == ("odd", "Invalid")
+
+
 def test_unplaceable_endpoint_says_why() -> None:
     found = draft(workload(), nodes=())
     assert [(a.reason, a.message) for a in found.announcements] == [

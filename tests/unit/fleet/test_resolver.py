@@ -17,6 +17,7 @@ from tests.fakes.virtual_time import START, SteppedClock, run_virtual
 
 FIVE = timedelta(minutes=5)
 HOUR = timedelta(hours=1)
+DAY = timedelta(days=1)
 
 
 def window(begins: timedelta, lasts: timedelta = HOUR) -> Window:
@@ -31,6 +32,8 @@ def window(begins: timedelta, lasts: timedelta = HOUR) -> Window:
         ([window(AHEAD + timedelta(minutes=2))], START + timedelta(minutes=2)),  # coming: once more before it
         ([window(HOUR / 2)], START + HOUR / 2 + HOUR),  # fixed for it already: not before it ends
         ([window(-HOUR / 2)], START + HOUR / 2),  # within one
+        ([window(-6 * DAY, 9 * DAY)], START + DAY),  # a long one is fixed for a week
+        ([window(-7 * DAY, 9 * DAY)], START + FIVE),  # one that never ends
         ([window(-HOUR / 2), window(AHEAD + FIVE + FIVE)], START + 2 * FIVE),  # within one, and another is coming
         ([window(HOUR / 2), window(HOUR / 2 + HOUR)], START + HOUR / 2),  # the second is coming when the first begins
     ],

@@ -128,7 +128,8 @@ def test_the_least_number_of_pods_is_raised_for_the_window_and_comes_back(knob: 
         assert world.server.count("PATCH") == 2
         (told,) = [a.message for a in world.heard if a.reason == "Raised"]
         assert f"{knob.word} of {knob.kind}" in told
-        assert "from none to 3 until 2026-03-02 10:00 UTC (1h, 6.0 GPU-hours)" in told
+        more = 3 - knob.assumed  # pods that would not be there without it, of 2 GPUs each
+        assert f"from none to 3 until 2026-03-02 10:00 UTC (1h, {2 * more}.0 GPU-hours)" in told
 
     story(tell)
 
@@ -235,6 +236,40 @@ def test_an_api_server_that_fails_delays_the_raise_and_the_restore() -> None:
         world.server.forbidden = ""
         await asyncio.sleep(70)  # what is forbidden is tried again once a minute
         assert world.least(HPA) is None
+
+    story(tell)
+
+
+def test_a_look_that_is_forbidden_is_repeated_until_what_is_raised_is_back() -> None:
+    async def tell(world: World) -> None:
+        await world.server.put(PATHS[HPA], autoscaler(HPA))
+        world.asked.set((scaling(starts=0),))
+        world.start()
+        await asyncio.sleep(3590)
+        assert world.least(HPA) == 3
+        world.server.forbidden = "horizontalpodautoscalers"
+        await asyncio.sleep(60)  # the look at the window's end
+        assert world.least(HPA) == 3
+        world.server.forbidden = ""
+        await asyncio.sleep(70)
+        assert world.least(HPA) is None
+
+    story(tell)
+
+
+def test_what_somebody_else_applies_too_is_tried_again_once_a_minute() -> None:
+    async def tell(world: World) -> None:
+        await world.server.put(PATHS[HPA], autoscaler(HPA) | {"metadata": {"labels": {RAISED: "2"}}})
+        world.asked.set((scaling(starts=0),))
+        world.start()
+        await asyncio.sleep(3590)
+        body: dict[str, Any] = {"apiVersion": "autoscaling/v2", "kind": "HorizontalPodAutoscaler"}
+        body |= {"metadata": {"name": "chat", "namespace": "shop"}, "spec": {"minReplicas": 3}}
+        await DirectApi(world.server).apply(SCALERS[HPA], "chat", body, manager="admin", namespace="shop")
+        before = world.server.count("PATCH")
+        await asyncio.sleep(610)
+        assert world.least(HPA) == 3
+        assert 9 <= world.server.count("PATCH") - before <= 11
 
     story(tell)
 

@@ -90,8 +90,8 @@ def test_what_is_not_assigned_here_is_refused_with_the_reason() -> None:
 def test_an_endpoint_is_first_in_line_as_long_as_one_of_its_pods_waits() -> None:
     waiting: Latest[frozenset[EndpointKey]] = Latest(frozenset())
     line = WaitingLine(waiting)
-    with line.standing(CHAT):
-        with line.standing(CHAT):
+    with line.standing(order()):
+        with line.standing(order()):
             assert waiting.get() == {CHAT}
         assert waiting.get() == {CHAT}
     assert waiting.get() == frozenset()
@@ -99,9 +99,20 @@ def test_an_endpoint_is_first_in_line_as_long_as_one_of_its_pods_waits() -> None
 
 def test_the_line_is_bounded() -> None:
     line = WaitingLine(Latest(frozenset()), limit=1)
-    with line.standing(CHAT), pytest.raises(Full), line.standing(CHAT):
+    with line.standing(order()), pytest.raises(Full), line.standing(order()):
         pass
-    with line.standing(CHAT):
+    with line.standing(order()):
+        pass
+
+
+def test_one_pod_cannot_take_all_places() -> None:
+    line = WaitingLine(Latest(frozenset()), limit=3, of_pod=2)
+    with line.standing(order()), line.standing(order()):
+        with pytest.raises(Full, match="this pod waits 2 times already"), line.standing(order()):
+            pass
+        with line.standing(order(pod_uid="another")):
+            pass
+    with line.standing(order()):
         pass
 
 
