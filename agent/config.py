@@ -127,6 +127,8 @@ def _queries(value: object) -> Mapping[str, str]:
 
 def _choice(*words: str) -> Callable[[object], str]:
     def parse(value: object) -> str:
+        if isinstance(value, bool):
+            value = "on" if value else "off"  # as YAML reads these words
         if value not in words:
             raise Invalid(f"{cut(value, 60)!r} is not one of {', '.join(words)}")
         return str(value)

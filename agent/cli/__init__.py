@@ -13,6 +13,9 @@ from typing import NoReturn
 from agent.core.errors import PrewarmError
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+_DEEPEST = (
+    11_000  # JSON of an API server may be 10,000 levels deep: one such object must not hide all others of its kind
+)
 
 COMMANDS = {
     "agent": "warm this node and publish its readiness (the DaemonSet; or alone with --plan FILE)",
@@ -40,7 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     parser = _parser(next((w for w in words if not w.startswith("-")), ""))
     options = parser.parse_args(words)
-    code = 0
+    sys.setrecursionlimit(_DEEPEST)
+    code = EXIT_FAILED
     try:
         code = options.run(options)
         sys.stdout.flush()
@@ -50,8 +54,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # `prewarm status | head` is no error
+        nobody_reads()  # after the work that is all there is to it; within it, the work was not done
     return int(code or 0)
+
+
+def nobody_reads() -> None:
+    """Let standard output go nowhere from now on."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def run() -> NoReturn:

@@ -98,6 +98,13 @@ def waiting(key: EndpointKey, *, image: str, container: str) -> Json:
             _from_field("POD_UID", "metadata.uid"),
             _from_field("PREWARM_MODELS", f"metadata.annotations['{ANNOTATION_MODELS}']"),
         ],
+        # In a pod that must not run as root it would not start with the image's user.
+        "securityContext": {
+            "runAsUser": 65532,
+            "runAsNonRoot": True,
+            "allowPrivilegeEscalation": False,
+            "capabilities": {"drop": ["ALL"]},
+        },
         "volumeMounts": [models, seen, sockets],  # dict() below: YAML would write the second use as an alias
     }
     return {

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from agent.config import Settings
 from agent.core.documents import load_documents
@@ -19,6 +19,9 @@ from agent.demand.annotations import read_endpoint, refuse_duplicates
 from agent.demand.endpoint import DemandDefaults, Endpoint, ProblemKind
 from agent.kube.objects import WorkloadView
 from agent.kube.workloads import is_workload, parse_workload
+
+if TYPE_CHECKING:
+    from agent.kube.api import KubeApi
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -124,19 +127,32 @@ def _named_sources(text: str) -> Iterator[SourceRule]:
 
 
 async def _in_cluster(kubeconfig: str, namespace: str) -> tuple[WorkloadView, ...]:
+    from agent.kube.api import KubeApi
+
+    async with await KubeApi.connect(kubeconfig) as api:
+        return await annotated_workloads(api, namespace)
+
+
+async def annotated_workloads(api: KubeApi, namespace: str) -> tuple[WorkloadView, ...]:
+    """Return the annotated workloads of a namespace ("": all) of every kind that is there and may be seen.
+
+    For people with few rights a kind that is not installed is forbidden, too: on standard error it is told which were not looked at.
+    """
     from agent.fleet.families import whole
     from agent.fleet.sources import ADDED_KINDS, BUILT_IN_KINDS, annotated
-    from agent.kube.api import KubeApi
-    from agent.kube.errors import NotFound
+    from agent.kube.errors import Forbidden, NotFound
 
     found: list[WorkloadView] = []
-    async with await KubeApi.connect(kubeconfig) as api:
-        for kind in (*BUILT_IN_KINDS, *ADDED_KINDS):
-            try:
-                found += (await api.list(kind, namespace=namespace)).items
-            except NotFound:
-                if kind in BUILT_IN_KINDS:
-                    raise
+    unseen: list[str] = []
+    for kind in (*BUILT_IN_KINDS, *ADDED_KINDS):
+        try:
+            found += (await api.list(kind, namespace=namespace)).items
+        except (NotFound, Forbidden) as error:
+            if kind in BUILT_IN_KINDS:
+                raise
+            unseen += [kind.plural] if isinstance(error, Forbidden) else []
+    if unseen:
+        print(f"prewarm: not looked at, for you may not list them: {', '.join(unseen)}", file=sys.stderr)
     return whole(w for w in found if annotated(w))
 
 

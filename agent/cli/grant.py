@@ -14,13 +14,13 @@ from typing import Any
 
 import yaml
 
+from agent.cli.declared import annotated_workloads
 from agent.core.errors import Invalid
 from agent.demand.annotations import read_endpoint
 from agent.demand.endpoint import DemandDefaults
 from agent.kube.api import KubeApi
 from agent.kube.errors import NotFound
 from agent.kube.pull_secrets import SERVICE_ACCOUNTS, PullFor
-from agent.kube.resources import DEPLOYMENTS, STATEFULSETS
 
 _NAME = "prewarm-pull-secrets"
 
@@ -68,13 +68,10 @@ async def _look(kubeconfig: str, namespace: str) -> Grant:
     """Return what the endpoints of a namespace use, looked up as the person that `kubeconfig` is."""
     async with await KubeApi.connect(kubeconfig) as api:
         users: set[PullFor] = set()
-        for kind in (DEPLOYMENTS, STATEFULSETS):
-            for workload in (await api.list(kind, namespace=namespace)).items:
-                if read_endpoint(workload, DemandDefaults()).key:
-                    spec = workload.spec
-                    users.add(
-                        PullFor(namespace=namespace, service_account=spec.service_account, secrets=spec.pull_secrets)
-                    )
+        for workload in await annotated_workloads(api, namespace):
+            if read_endpoint(workload, DemandDefaults()).key:
+                spec = workload.spec
+                users.add(PullFor(namespace=namespace, service_account=spec.service_account, secrets=spec.pull_secrets))
         accounts = {user.service_account: () for user in users if not user.secrets}
         secrets = {name for user in users for name in user.secrets}
         for account in accounts:

@@ -241,11 +241,16 @@ def _pin(options: argparse.Namespace, shelf: Shelf, rows: Sequence[Row], _: Path
     from datetime import UTC, datetime
 
     def pin(row: Row) -> bool:
-        shelf.store.pin(row.digest, datetime.now(UTC))
+        with shelf.changing():
+            shelf.store.pin(row.digest, datetime.now(UTC))
         return not row.pinned
 
     return _each(options, rows, "pinned", pin, "was pinned already")
 
 
 def _unpin(options: argparse.Namespace, shelf: Shelf, rows: Sequence[Row], _: Path) -> int:
-    return _each(options, rows, "unpinned", lambda row: shelf.store.unpin(row.digest), "was not pinned")
+    def unpin(row: Row) -> bool:
+        with shelf.changing():
+            return shelf.store.unpin(row.digest)
+
+    return _each(options, rows, "unpinned", unpin, "was not pinned")

@@ -24,10 +24,13 @@ from agent.demand.calendar import Almanac, read_calendar
 from agent.demand.endpoint import Endpoint, EndpointReading, Problem, ProblemKind
 from agent.demand.windows import softened, windows
 from agent.kube.parse import parse_configmap
+from agent.kube.walk import mapping
 from agent.kube.workloads import is_workload, parse_workload
 from agent.plan.decision import EndpointPlan, NodePlan
 from agent.plan.memory import memory_start
 from agent.plan.planning import Limits, plan
+
+_LAST_YEAR = 9000  # the clock of Python ends with the year 9999, and windows lie ahead
 
 
 def add_parser(subparsers: Any) -> None:
@@ -53,6 +56,8 @@ def run(options: argparse.Namespace) -> int:
     """Print the plan of a node that has nothing yet; 1 if an annotation is invalid."""
     settings = load_settings(argparse.Namespace(config=options.config))
     now = parse_time(options.at, "--at") if options.at else datetime.now(UTC)
+    if not 1970 <= now.year <= _LAST_YEAR:
+        raise Invalid(f"--at {cut(options.at, 60)}: write a time from 1970 to {_LAST_YEAR}")
     found = list(documents(options.file))
     almanac, mistakes = _calendars(found, options.calendar, now)
     wants, problems = _read(options.file, found, settings, almanac, now)
@@ -86,8 +91,7 @@ def _calendars(
 
 
 def _is_calendar(document: Mapping[str, Any]) -> bool:
-    labels = (document.get("metadata") or {}).get("labels") or {}
-    return document.get("kind") == "ConfigMap" and isinstance(labels, Mapping) and LABEL_CALENDAR in labels
+    return document.get("kind") == "ConfigMap" and LABEL_CALENDAR in mapping(mapping(document, "metadata"), "labels")
 
 
 def _read(

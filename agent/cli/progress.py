@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from agent.cli import nobody_reads
 from agent.core.errors import cut
 from agent.core.units import format_duration, format_size
 
@@ -112,8 +113,11 @@ def json_lines(now: Callable[[], float] = time.monotonic) -> Told:
 
 
 def say_json(event: str, **fields: object) -> None:
-    """Print one event."""
-    print(json.dumps({"event": event} | fields), flush=True)
+    """Print one event; the work goes on if nobody reads."""
+    try:
+        print(json.dumps({"event": event} | fields), flush=True)
+    except BrokenPipeError:
+        nobody_reads()
 
 
 @contextmanager

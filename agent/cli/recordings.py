@@ -6,6 +6,7 @@ import csv
 import gzip
 import io
 import tomllib
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from agent.demand.wall import DAY_SLOTS, SLOT_SECONDS
 
 MAX_SLOTS = 10 * 366 * DAY_SLOTS
 MAX_CELLS = 500_000_000
+_YEAR_9999 = 253_370_764_800  # the clock of Python ends with it; milliseconds since 1970 are beyond
 
 
 def read_recording(path: Path, zone: str = "UTC", learn_days: int = 7) -> Recording:
@@ -32,7 +34,7 @@ def read_recording(path: Path, zone: str = "UTC", learn_days: int = 7) -> Record
     """
     try:
         return _folder(path) if path.is_dir() else _file(path, zone, learn_days)
-    except (OSError, EOFError, UnicodeDecodeError, tomllib.TOMLDecodeError, csv.Error) as error:
+    except (OSError, EOFError, UnicodeDecodeError, tomllib.TOMLDecodeError, csv.Error, zlib.error) as error:
         raise Invalid(f"cannot read {path}: {cut(str(error), 200)}") from error
 
 
@@ -52,8 +54,15 @@ def _folder(folder: Path) -> Recording:
     start, end = _whole(meta.get("start"), folder), _whole(meta.get("evaluation_end"), folder)
     first = _whole(meta.get("evaluation_start", start), folder)
     data = folder / "demand.csv"
-    gaps = [(int(a), int(b)) for a, b in meta.get("known_gaps", [])]
+    gaps = _gaps(meta.get("known_gaps", []), folder)
     return _recording(data if data.exists() else data.with_suffix(".csv.gz"), endpoints, start, end, first, gaps)
+
+
+def _gaps(found: Any, where: object) -> list[tuple[int, int]]:
+    try:
+        return [(_whole(begin, where), _whole(end, where)) for begin, end in found]
+    except (TypeError, ValueError) as error:
+        raise Invalid(f"{where}: known_gaps {cut(str(found), 60)} is no list of [start, end]") from error
 
 
 def _file(path: Path, zone: str, learn_days: int) -> Recording:
@@ -113,8 +122,10 @@ def _field(row: dict[str, str], name: str, where: object) -> str:
 
 def _whole(value: Any, where: object) -> int:
     try:
-        return int(value)
-    except (TypeError, ValueError) as error:
+        if 0 <= (found := int(value)) < _YEAR_9999:
+            return found
+        raise ValueError
+    except (TypeError, ValueError, OverflowError) as error:
         raise Invalid(f"{where}: {cut(str(value), 40)!r} is not a time in whole seconds since 1970") from error
 
 

@@ -108,13 +108,23 @@ class Shelf:
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        try:
+        with self.changing():
             if not self.store.try_lock():
                 raise Transient("an agent has the store and does not answer: try again when it does")
             try:
                 yield
             finally:
                 self.store.unlock()
+
+    @contextmanager
+    def changing(self) -> Iterator[None]:
+        """Say what keeps a person from changing the store.
+
+        Raises:
+            Transient: in place of an OSError.
+        """
+        try:
+            yield
         except OSError as error:
             raise Transient(f"cannot change the store at {self.root}: {error.strerror} (are you root?)") from error
 

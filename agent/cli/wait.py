@@ -20,6 +20,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from agent.cli import nobody_reads
 from agent.core.errors import Invalid, Permanent, cut
 from agent.core.refs import EndpointKey, ModelSource, parse_model_source
 from agent.core.units import format_duration, parse_duration
@@ -165,4 +166,4 @@ def say(line: str) -> None:
     try:
         print(line, flush=True)
     except BrokenPipeError:  # nobody reads: the pod waits for its models all the same
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        nobody_reads()

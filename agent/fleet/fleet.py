@@ -117,7 +117,7 @@ class Fleet:
             self.provisioning.set(ProvisionReport())
             self.foretold.set(Foretold(failures=self.foretold.get().failures))
             self.predicted.set({})
-            self.history.set(replace(self.history.get(), complete=False))
+            self.history.set(HistoryReport(failures=self.history.get().failures))
 
     def _services(self, sources: Sources, swept: asyncio.Event) -> list[Service]:
         s, clock = self._settings, self._clock

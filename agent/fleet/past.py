@@ -73,9 +73,11 @@ async def _each(queries: Mapping[EndpointKey, str], ask: Callable[[str], Awaitab
         async with gate:
             try:
                 found[key] = await ask(query)
-            except (Permanent, Transient) as error:
+            except Permanent as error:
                 refused[key] = str(error)
-                silent.extend([key] if isinstance(error, Transient) else [])
+            except Transient as error:
+                refused[key] = str(error)
+                silent.append(key)
                 if len(silent) > _SILENT:
                     raise
 

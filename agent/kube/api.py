@@ -321,7 +321,7 @@ async def _chunks(answer: aiohttp.ClientResponse, what: str) -> AsyncGenerator[b
 def _decode(content: bytes, what: str) -> Json:
     try:
         found = json.loads(content)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise Away(f"{what}: the answer is no JSON: {cut(content[:200].decode(errors='replace'))}") from error
     if not isinstance(found, dict):
         raise Away(f"{what}: the answer is no object")

@@ -216,7 +216,7 @@ def _event(line: bytes) -> tuple[str, Json]:
         kind, item = str(event["type"]), event["object"]
         if not isinstance(item, dict):
             raise TypeError
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise Away(f"watch: not an event: {cut(line[:200].decode(errors='replace'))}") from error
     if kind == "ERROR":
         raise _refusal(item)

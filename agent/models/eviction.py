@@ -64,11 +64,14 @@ class Eviction:
         self.has_looked = False  # who ran here when the agent started is noted
 
     def ask(self, digest: Digest) -> asyncio.Future[None]:
-        """Have a version removed that no step names; the future ends when it is gone, or with a Permanent that says why not."""
+        """Have a version removed that no step names; the future ends when it is gone, or with a Permanent that says why not.
+
+        It is the caller's own: cancelled, the removal goes on, for whoever else has asked for it.
+        """
         if digest not in self._asked:
             self._asked[digest] = asyncio.get_running_loop().create_future()
             self._held.pop(digest, None)
-        return self._asked[digest]
+        return asyncio.shield(self._asked[digest])
 
     def held(self) -> dict[Digest, str]:
         """Return the versions that were found in use of late, and why they stay."""
@@ -136,10 +139,11 @@ class Eviction:
     def _answer(self, digest: Digest, why_not: str) -> None:
         """Tell who asked for a removal how it ended."""
         asked = self._asked.pop(digest, None)
-        if asked is None or asked.done():
+        if asked is None:
             return
         if why_not:
             asked.set_exception(Permanent(f"version {digest[:19]} is not removed: {why_not}"))
+            asked.exception()  # seen, so that nobody complains that it was not: who asked may not wait any more
         else:
             asked.set_result(None)
 

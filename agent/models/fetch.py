@@ -1,13 +1,16 @@
 """Fetches one model into any directory, without a store: `prewarm hydrate`, and pods that `prewarm wait --otherwise fetch`.
 
-What is partial lies in `DIR/.prewarm/`; verified files appear at their places by rename, once the whole version is verified.
+What is partial lies in `DIR/.prewarm/<digest>/`. Once the whole version is verified, its record is written there, the files move to
+their places, and `DIR/.prewarm/manifest.json` says so. Killed at any instruction, the next call goes on from there.
 """
 
 from __future__ import annotations
 
 import asyncio
+import errno
 import fcntl
 import os
+import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -19,15 +22,15 @@ from agent.models.checksum import UNPROVED, proof_of
 from agent.models.disk import disk_error
 from agent.models.engine import Engine, Progress
 from agent.models.manifest import Manifest
-from agent.models.paths import Tree, remove_tree
+from agent.models.paths import Tree, fsync_directories, fsync_directory, remove_tree
 from agent.models.resolve import resolve
 from agent.models.source import S3Source, open_source
 from agent.models.threads import in_thread
 from agent.models.transfer import FileProof
-from agent.models.version import broken_file, load_version, record_version
+from agent.models.version import Version, broken_file, broken_files, load_version, record_version
 from agent.models.wire import SourceChanged
 
-HIDDEN = ".prewarm"
+HIDDEN, RECORD = ".prewarm", "manifest.json"
 PROGRESS_SECONDS = 0.5
 _FRESH_STARTS = 3  # how often a source that keeps changing is followed
 
@@ -83,10 +86,11 @@ async def fetch(
 async def _bring(
     manifest: Manifest, source: S3Source, directory: Path, engine: Engine, told: Callable[[Progress], None]
 ) -> Fetched:
-    hidden = directory / HIDDEN
     proof = await in_thread(_already, manifest, directory)
     if proof is not None:
         return _fetched(manifest, proof, 0)
+    await in_thread(_refuse_what_is_in_the_way, manifest, directory)
+    hidden = directory / HIDDEN
     staging = hidden / manifest.digest
     await in_thread(_tidy, hidden, staging)
     telling = asyncio.create_task(_tell(engine, told), name="progress")
@@ -132,14 +136,56 @@ def _lock(directory: Path) -> int:
 
 
 def _already(manifest: Manifest, directory: Path) -> str | None:
-    """Return the proof of this version if an earlier call brought it here and nothing was changed since."""
+    """Return the proof of this version if an earlier call verified it and nothing was changed since; then it is in place."""
+    version = _recorded(directory / HIDDEN, manifest)
+    if version is not None and not broken_file(version, directory):
+        return version.proof
+    version = _recorded(directory / HIDDEN / manifest.digest, manifest)
+    if version is not None and _finish(version, directory):
+        return version.proof
+    return None
+
+
+def _recorded(at: Path, manifest: Manifest) -> Version | None:
     try:
-        version = load_version(directory / HIDDEN)
+        version = load_version(at)
     except Invalid:
         return None
-    if version.digest != manifest.digest or broken_file(version, directory):
-        return None
-    return version.proof
+    return version if version.digest == manifest.digest else None
+
+
+def _finish(version: Version, directory: Path) -> bool:
+    """Move what an earlier call, which was killed, left to move. Where a file was changed since, take the others back: False."""
+    staging = directory / HIDDEN / version.digest
+    staged, tree = Tree(staging / "files"), Tree(directory)
+    left = {path for path, _ in broken_files(version, tree.root)}
+    if not left & {path for path, _ in broken_files(version, staged.root)}:
+        _put_in_place(version, directory)
+        return True
+    try:
+        staged.root.mkdir(exist_ok=True)
+        for record in version.files:
+            if record.path not in left:
+                tree.move_into(record.path, staged)
+        fsync_directories(staged.root)
+        (staging / RECORD).unlink()
+        fsync_directory(staging)
+    except OSError as error:
+        raise disk_error(error, f"cannot take files back from {cut(directory, 200)}") from error
+    return False
+
+
+def _refuse_what_is_in_the_way(manifest: Manifest, directory: Path) -> None:
+    paths = [entry.path for entry in manifest.objects]
+    for entry, found in zip(manifest.objects, Tree(directory).stat_each(paths), strict=True):
+        if entry.path.split("/")[0] == HIDDEN:
+            raise Permanent(f"key {cut(ascii(entry.key), 200)} would lie in {HIDDEN}, where partial files are")
+        if isinstance(found, FileNotFoundError):
+            continue
+        if isinstance(found, OSError):
+            raise _in_the_way(found, directory, entry.path) from found
+        if stat.S_ISDIR(found.st_mode):
+            raise _in_the_way(IsADirectoryError(), directory, entry.path)
 
 
 def _tidy(hidden: Path, staging: Path) -> None:
@@ -151,24 +197,43 @@ def _tidy(hidden: Path, staging: Path) -> None:
 
 
 def _publish(manifest: Manifest, proofs: tuple[FileProof, ...], directory: Path) -> None:
+    """Note durably what is verified, before the first file moves: a call that is killed from here on is finished by the next."""
     hidden = directory / HIDDEN
-    staged, tree = Tree(hidden / manifest.digest / "files"), Tree(directory)
+    staging = hidden / manifest.digest
+    staged = Tree(staging / "files")
     try:
         for entry in manifest.objects:
-            if entry.path.split("/")[0] == HIDDEN:
-                raise Permanent(f"key {cut(ascii(entry.key), 200)} would lie in {HIDDEN}, where partial files are")
             fd = staged.open(entry.path, os.O_RDONLY)
             os.fchmod(fd, 0o644)
             os.close(fd)
-            staged.move_into(entry.path, tree)
-        tree.make_names_durable(entry.path for entry in manifest.objects)
-        record_version(hidden, manifest, proofs, datetime.now(UTC), files=directory)
-        remove_tree(hidden / manifest.digest)
+        fsync_directories(staging)
+        fsync_directory(hidden)
+        fsync_directory(directory)
+        version = record_version(staging, manifest, proofs, datetime.now(UTC))
     except OSError as error:
-        raise _in_the_way(error, directory) from error
+        raise disk_error(error, f"cannot write to {cut(staging, 200)}") from error
+    _put_in_place(version, directory)
 
 
-def _in_the_way(error: OSError, directory: Path) -> PrewarmError:
-    if isinstance(error, NotADirectoryError | IsADirectoryError) or error.errno == 40:
-        return Permanent(f"a file, directory or link in {cut(directory, 200)} is in the way of the model's files")
+def _put_in_place(version: Version, directory: Path) -> None:
+    """Move those files of a verified version to their places that are not there yet."""
+    hidden = directory / HIDDEN
+    staging = hidden / version.digest
+    staged, tree = Tree(staging / "files"), Tree(directory)
+    path = ""
+    try:
+        for path, _ in broken_files(version, directory):
+            staged.move_into(path, tree)
+        tree.make_names_durable(record.path for record in version.files)
+        proofs = [record.proved for record in version.files]
+        record_version(hidden, version.manifest, proofs, datetime.now(UTC), files=directory)
+        remove_tree(staging)
+    except OSError as error:
+        raise _in_the_way(error, directory, path) from error
+
+
+def _in_the_way(error: OSError, directory: Path, path: str) -> PrewarmError:
+    if isinstance(error, NotADirectoryError | IsADirectoryError) or error.errno == errno.ELOOP:
+        told = f"a file, directory or link in {cut(directory, 200)} is in the way of the model's files"
+        return Permanent(f"{told}: {cut(ascii(path), 200)} cannot be put there")
     return disk_error(error, f"cannot put the files into {cut(directory, 200)}")

@@ -65,22 +65,26 @@ class Hydration:
             try:
                 await self._bring(manifest, source, step)
             except SourceChanged:
-                if await self._is_as_it_was(manifest, source):
-                    self._interrupted(digest)
-                    raise
-                await self._shelf.discard(digest)
-                self._board.gone(digest, "the source changed while it was downloaded")
-                if step.want.digest is None:
-                    self._board.resolve(uri, None)
+                if not await self._is_as_it_was(manifest, source):
+                    await self._shelf.discard(digest)
+                    self._board.gone(digest, "the source changed while it was downloaded")
+                    if step.want.digest is None:
+                        self._board.resolve(uri, None)
                 raise
-            except BaseException:
-                self._interrupted(digest)
-                raise
+            finally:
+                self._ended(digest)
 
-    def _interrupted(self, digest: Digest) -> None:
+    def _ended(self, digest: Digest) -> None:
+        """Give back the room kept for a download, and say what is here where it was interrupted: nobody has said that yet."""
         self._shelf.store.release(digest)
-        level = self._board.state(digest).level
-        reason = "a download that was interrupted can be resumed" if level is ModelLevel.PARTIAL else ""
+        state = self._board.state(digest)
+        if not state.busy:
+            return
+        version = self._shelf.versions.get(digest)
+        if version is not None:  # cancelled while it was committed, which is seen through
+            self._tell_committed(version)
+            return
+        reason = "a download that was interrupted can be resumed" if state.level is ModelLevel.PARTIAL else ""
         self._board.update(digest, busy=False, rate_bytes_per_second=0.0, reason=reason)
 
     @staticmethod
@@ -131,15 +135,18 @@ class Hydration:
         seconds, fetched = self._clock.monotonic() - started, self._engine.progress.fetched_bytes
         version = await self._shelf.commit(manifest, proofs, self._clock.now())
         rate = fetched / seconds if fetched >= _MEASURED_BYTES and seconds > 0 else 0.0
+        self._tell_committed(version, rate, seconds=round(seconds, 1))
+
+    def _tell_committed(self, version: Version, rate: float = 0.0, **measured: float) -> None:
         reason = "every byte is here" if version.proof == UNPROVED else f"every byte checked by {version.proof}"
         self._board.committed(version, reason, rate_bytes_per_second=rate)
         log.info(
             "committed",
-            uri=str(manifest.uri),
-            digest=digest,
-            bytes=total,
-            seconds=round(seconds, 1),
+            uri=str(version.manifest.uri),
+            digest=version.digest,
+            bytes=version.manifest.size_bytes,
             proof=version.proof,
+            **measured,
         )
 
     async def _tell(self, digest: Digest) -> None:

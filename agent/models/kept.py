@@ -39,7 +39,7 @@ _FICLONE = 0x40049409  # linux/fs.h
 _PART_BYTES = 8 << 20  # of a journal in which no part is noted
 
 Identity = tuple[int, str, str]
-Donors = Mapping[Identity, tuple[Tree, FileRecord]]
+Donors = Mapping[tuple[Identity, str], tuple[Tree, FileRecord]]
 
 
 def identity(entry: ObjectEntry) -> Identity | None:
@@ -55,15 +55,24 @@ def identity(entry: ObjectEntry) -> Identity | None:
 
 
 def donors_of(versions: Iterable[tuple[Version, Path]]) -> Donors:
-    """Index the files of committed versions, each given with the directory its files are below."""
-    found: dict[Identity, tuple[Tree, FileRecord]] = {}
+    """Index the files of committed versions, each given with the directory its files are below.
+
+    The key is what they are, and the SHA-256 listed beside them that they were compared with: "" asks for none.
+    """
+    found: dict[tuple[Identity, str], tuple[Tree, FileRecord]] = {}
     for version, files in versions:
         tree = Tree(files)
         for entry, record in zip(version.manifest.objects, version.files, strict=True):
             key = identity(entry)
             if key is not None and record.proof != UNPROVED:
-                found.setdefault(key, (tree, record))
+                for compared in ("", entry.sha256) if _meets(record, entry) else ("",):
+                    found.setdefault((key, compared), (tree, record))
     return found
+
+
+def _meets(record: FileRecord, entry: ObjectEntry) -> bool:
+    """Say whether a file was compared with the SHA-256 that is listed beside its object, if one is."""
+    return not entry.sha256 or "sha256" in record.proof.split(", ")
 
 
 def keep(staged: Path, manifest: Manifest, donors: Donors) -> tuple[FileRecord, ...]:
@@ -75,15 +84,19 @@ def keep(staged: Path, manifest: Manifest, donors: Donors) -> tuple[FileRecord, 
     for name in (FILES, KEPT):
         (staged / name).mkdir(exist_ok=True)
     files, kept = Tree(staged / FILES), Tree(staged / KEPT)
-    known = kept_records(staged)
-    have = {path: record for path, record in known.items() if _still_kept(record, files, kept)}
+    known, objects = kept_records(staged), {o.path: o for o in manifest.objects}
+    have = {
+        path: record
+        for path, record in known.items()
+        if _still_kept(record, files, kept) and path in objects and _meets(record, objects[path])
+    }
     _set_aside(staged, files)
     for path in _paths_below(staged / FILES):
         if files.stat(path).st_nlink > 1:
             files.unlink(path)
     for entry in manifest.objects:
         key = identity(entry)
-        donor = donors.get(key) if key else None
+        donor = donors.get((key, entry.sha256)) if key else None
         if entry.path not in have and donor and (record := _link(*donor, kept, entry.path)):
             have[entry.path] = record
     wanted = {o.path: have[o.path] for o in manifest.objects if o.path in have}
@@ -215,11 +228,24 @@ def take_kept(staged: Path) -> Mapping[str, FileRecord]:
 
 
 def drop_inodes(staged: Path, inodes: frozenset[int]) -> None:
-    """Forget kept files that have turned out to be bad."""
+    """Remove kept files that have turned out to be bad, durably; then their records count for nothing.
+
+    They lie in `files/` where a repair has just begun, or a commit was killed.
+
+    Raises:
+        OSError: the disk refuses.
+    """
     for record in kept_records(staged).values():
         if record.inode in inodes:
-            with contextlib.suppress(OSError):
-                Tree(staged / KEPT).unlink(record.path)
+            for tree in (Tree(staged / KEPT), Tree(staged / FILES)):
+                _drop_inode(tree, record)
+
+
+def _drop_inode(tree: Tree, record: FileRecord) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        if tree.stat(record.path).st_ino == record.inode:
+            tree.unlink(record.path)
+            tree.make_names_durable([record.path])
 
 
 def salvage(staged: Path, manifest: Manifest, stop: threading.Event) -> None:

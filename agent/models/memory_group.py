@@ -112,12 +112,18 @@ class MemoryGroup:
         self._child(digest).mkdir(exist_ok=True)
         return self._child(digest) / "cgroup.procs"
 
-    def remove(self, digest: Digest) -> None:
-        """Remove a version's cgroup; what it is still charged counts for the parent until it is reclaimed."""
-        with contextlib.suppress(
-            OSError
-        ):  # a reader that was killed a moment ago may still be in it: the next look removes it
+    def remove(self, digest: Digest) -> bool:
+        """Remove a version's cgroup; what it is still charged counts for the parent until it is reclaimed.
+
+        False where it is still there: a reader that was killed a moment ago may be in it.
+        """
+        try:
             self._child(digest).rmdir()
+        except FileNotFoundError:
+            pass
+        except OSError:
+            return False
+        return True
 
     def _child(self, digest: Digest) -> Path:
         return self.path / digest.replace(":", "-")

@@ -8,7 +8,7 @@ again later. Letting go never takes a page that a process has mapped. With nothi
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Protocol
@@ -83,6 +83,7 @@ class MemoryTier:
         self._files, self._clock, self._setting, self._machine = files, clock, setting, machine
         self._observer = observer
         self._held: dict[Digest, _Held] = {}
+        self._left: set[Digest] = set()  # versions let go of whose cgroup could not be removed yet
         self._trouble: dict[Digest, tuple[int, Residency]] = {}  # failures in a row, and until when it is left alone
         self._reading: tuple[Digest, asyncio.Task[None]] | None = None
         self._budget: Budget | None = None
@@ -111,7 +112,7 @@ class MemoryTier:
     async def look(self) -> float | None:
         """Run one cycle; return the seconds until the next, None for when something changes."""
         plan = self._plan.get().memory
-        if not plan.asked and not self._held:
+        if not plan.asked and not self._held and not self._left:
             self._trouble.clear()
             self._budget = None
             self._memory.set(MemoryView())
@@ -131,6 +132,7 @@ class MemoryTier:
         machine, charged = await in_thread(self._machine), await in_thread(self._group.held)
         self._weigh(machine)
         keep = {s.digest: s for s in plan.keep}
+        await self._remove_left(charged.keys() - self._held.keys())
         for digest in [d for d in self._held if d not in keep] if plan.known else ():
             await self._drop(digest, self._why_dropped(digest, plan), plan.refused.get(digest, ""))
         if plan.known:
@@ -139,6 +141,10 @@ class MemoryTier:
         await self._bound(plan)
         await self._read_next(plan.keep)
         self._memory.set(self._view(plan, charged=await in_thread(self._group.used_bytes)))
+
+    async def _remove_left(self, left: Set[Digest]) -> None:
+        """Remove the cgroups of versions that are let go of already."""
+        self._left = {d for d in left if not await in_thread(self._group.remove, d)}
 
     def _weigh(self, machine: Machine) -> None:
         """Take the budget as it is now; a little more than before is no news, a little less is."""
@@ -237,7 +243,8 @@ class MemoryTier:
         held = self._held.pop(digest)
         others = frozenset(i for h in self._held.values() for i in h.files.inodes)
         await in_thread(let_go, held.files, others)
-        await in_thread(self._group.remove, digest)
+        if not await in_thread(self._group.remove, digest):
+            self._left.add(digest)
         log.info("let go of in memory", digest=digest, cause=cause, reason=reason)
         if self._observer is not None:
             self._observer.released(cause)

@@ -28,11 +28,11 @@ class References:
         """Note durably that a pod uses these versions, besides those it used before.
 
         Raises:
-            Invalid: the uid is none.
+            Invalid: the uid, or a digest, is none.
         """
         file = self._file(pod_uid)
         known = self._read(file)
-        wanted = known | frozenset(digests)
+        wanted = known | frozenset(parse_digest(d) for d in digests)  # one that is none would make it unreadable
         if wanted != known and (
             known or not file.exists()
         ):  # one that cannot be read counts for every version as it is

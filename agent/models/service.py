@@ -16,9 +16,9 @@ import structlog
 
 from agent.config import Settings
 from agent.core.clock import Clock
-from agent.core.errors import Permanent, PrewarmError, Transient
+from agent.core.errors import Permanent, PrewarmError
 from agent.core.heartbeat import Heartbeat
-from agent.core.inventory import ModelsView, StoreCare
+from agent.core.inventory import ModelLevel, ModelsView, StoreCare
 from agent.core.latest import Latest, Signal
 from agent.core.refs import Digest, EndpointKey
 from agent.core.sources import SourceRule, source_allowed
@@ -32,7 +32,7 @@ from agent.models.queue import Queue
 from agent.models.scrub import Scrub
 from agent.models.shelf import Shelf
 from agent.models.source import open_source
-from agent.models.store import Store
+from agent.models.store import Partial, Store
 from agent.models.threads import in_thread
 from agent.plan.decision import NodePlan
 
@@ -190,7 +190,7 @@ class ModelService:
                 found = await self._shelf.open()
                 await self._tell_use()
                 break
-            except Transient as error:
+            except PrewarmError as error:
                 log.warning("cannot read the store", root=str(self._store.root), error=str(error))
                 self._heartbeat.miss(self.name, f"cannot read the store: {error}")
                 await self._clock.sleep(_DISK_SECONDS)
@@ -198,8 +198,10 @@ class ModelService:
             self._board.committed(version, "found in the store and proved again")
         for digest, why in found.broken:
             self._withdraw(digest, why)
+        broken = dict(found.broken)
         for partial in found.partial:
-            self._board.partial(partial)
+            tell = self._demoted if partial.digest in broken else self._board.partial
+            tell(partial)
         self._heartbeat.beat(self.name, self._clock.monotonic())
 
     async def _keep_proving(self) -> None:
@@ -208,7 +210,7 @@ class ModelService:
         while True:
             await self._clock.sleep(self._interval_seconds)
             try:
-                await self._shelf.prove(self._withdraw)
+                await self._shelf.prove(self._withdraw, self._demoted)
                 self._heartbeat.beat(self.name, self._clock.monotonic())
                 await self._tell_use()
                 await self._look_for_room()
@@ -227,8 +229,12 @@ class ModelService:
         self._board.gone(digest, f"broken: {why}")
         return self._queue.mend(digest)
 
+    def _demoted(self, partial: Partial) -> None:
+        """Say that what is good of a broken version takes room yet: else nothing could ever remove it."""
+        self._board.update(partial.digest, level=ModelLevel.PARTIAL, done_bytes=partial.done_bytes)
+
     async def _condemn(self, inode: int, why: str) -> None:
-        await self._shelf.condemn(inode, why, self._withdraw)
+        await self._shelf.condemn(inode, why, self._withdraw, self._demoted)
 
     def _is_busy(self) -> bool:
         """Say whether a download, or a pod that waits, needs the disk more than the scrub does."""

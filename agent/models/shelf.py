@@ -21,7 +21,7 @@ from agent.models.kept import salvage
 from agent.models.manifest import Manifest
 from agent.models.open_files import open_inodes
 from agent.models.references import References
-from agent.models.store import Found, Staged, Store
+from agent.models.store import Found, Partial, Staged, Store
 from agent.models.threads import in_thread
 from agent.models.transfer import FileProof
 from agent.models.usage import cache_use, own_bytes
@@ -30,6 +30,8 @@ from agent.models.views import Views
 
 T = TypeVar("T")
 ViewSpec = tuple[EndpointKey, str, Digest]
+Withdraw = Callable[[Digest, str], bool]
+Demoted = Callable[[Partial], None]
 
 
 class Shelf:
@@ -48,40 +50,47 @@ class Shelf:
         await self._disk(self.views.sweep_orphans, self.versions.keys())
         return found
 
-    async def prove(self, withdraw: Callable[[Digest, str], bool]) -> None:
+    async def prove(self, withdraw: Withdraw, demoted: Demoted = lambda _partial: None) -> None:
         """Prove every version; of a broken one the claim is withdrawn by a call at once, then it is moved out of the way.
 
-        `withdraw` says whether to keep what is good of it in staging, to be mended; else all of it is removed.
+        Where `withdraw` says so, or it is pinned or used by a pod, what is good of it is kept in staging, to be mended, and
+        `demoted` is told; else all of it is removed.
         """
         async with self._lock:
             found = await in_thread(lambda: [(v, self.store.broken(v)) for v in list(self.versions.values())])
-            await self._take([(v, broken) for v, broken in found if broken], withdraw)
+            await self._take([(v, broken) for v, broken in found if broken], withdraw, demoted)
 
-    async def condemn(self, inode: int, why: str, withdraw: Callable[[Digest, str], bool]) -> None:
+    async def condemn(self, inode: int, why: str, withdraw: Withdraw, demoted: Demoted = lambda _partial: None) -> None:
         """Take every version out of the way that has a file which reading back has shown to be bad; see `prove`."""
         async with self._lock:
             versions = list(self.versions.values())
             found = [
                 (v, {r.path: f"{cut(ascii(r.path), 200)} {why}" for r in v.files if r.inode == inode}) for v in versions
             ]
-            await self._take([(v, broken) for v, broken in found if broken], withdraw)
+            await self._take([(v, broken) for v, broken in found if broken], withdraw, demoted)
 
     async def _take(
-        self, found: Sequence[tuple[Version, Mapping[str, str]]], withdraw: Callable[[Digest, str], bool]
+        self, found: Sequence[tuple[Version, Mapping[str, str]]], withdraw: Withdraw, demoted: Demoted
     ) -> None:
         mend = {}
         for version, broken in found:  # all of them before the first that the disk may refuse to move
             del self.versions[version.digest]
             mend[version.digest] = withdraw(version.digest, next(iter(broken.values())))
+        if found:
+            await in_thread(self.store.forget, {r.inode for v, broken in found for r in v.files if r.path in broken})
         for version, broken in found:
-            await in_thread(self._take_broken, version, broken if mend[version.digest] else None)
+            partial = await in_thread(self._take_broken, version, broken, mend[version.digest])
+            if partial is not None:
+                demoted(partial)
 
-    def _take_broken(self, version: Version, mend: Mapping[str, str] | None) -> None:
-        self.views.drop_version(version.digest)
-        if mend is None or not self.store.directory(version.digest).is_dir():
-            self.store.remove(version.digest)
-        else:
-            self.store.demote(version, mend.keys())
+    def _take_broken(self, version: Version, broken: Collection[str], mend: bool) -> Partial | None:
+        digest = version.digest
+        self.views.drop_version(digest)
+        if not self.store.directory(digest).is_dir():
+            self.store.remove(digest)
+        elif mend or self._held_by(digest) or not self.store.remove_unpinned(digest):  # pinned in this moment
+            return self.store.demote(version, broken)
+        return None
 
     async def admit(self, manifest: Manifest, high_watermark: float) -> Staged:
         """Return the staging of a version that fits, with what need not be fetched, good parts of bad files salvaged.
@@ -159,11 +168,7 @@ class Shelf:
         def in_use(digest: Digest) -> bool:
             return bool(self.references.users(digest)) or bool(self._open_in(digest))
 
-        def sweep() -> None:
-            if any((endpoint, digest) not in wanted for endpoint, digest, _ in self.views.existing()):
-                self.views.sweep(wanted, in_use)
-
-        await self._disk(sweep)
+        await self._disk(self.views.sweep, wanted, in_use)
 
     async def refer(self, pod_uid: str, digests: Sequence[Digest]) -> None:
         """Note durably that a pod uses versions.

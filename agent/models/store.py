@@ -143,6 +143,7 @@ class Store:
             self._to_trash(directory)
             return why
         broken = self.broken(version)
+        self.forget(frozenset(r.inode for r in version.files if r.path in broken))
         self.demote(version, broken)
         return next(iter(broken.values()), "")
 
@@ -226,21 +227,29 @@ class Store:
         version = committed_once(self.root / "staging" / parse_digest(digest))
         return version.manifest if version and version.digest == digest else None
 
-    def demote(self, version: Version, bad: Collection[str]) -> None:
-        """Make a committed version a partial download again, in one step, that lacks the files in `bad`.
+    def forget(self, inodes: Collection[int]) -> None:
+        """Drop files that have turned out to be bad from what downloads have kept of them.
+
+        To be done before a version that has them is moved: killed in between, it is still there to be found bad again.
+        """
+        for staged in self._below("staging"):
+            drop_inodes(staged, frozenset(inodes))
+
+    def demote(self, version: Version, bad: Collection[str]) -> Partial:
+        """Make a committed version a partial download again, in one step, that lacks the files in `bad`; `forget` these first.
 
         Of those, files whose size and times are as they were may be salvaged. Nothing is written through their inodes, which
-        other versions may share; drops them from what other downloads have kept, too.
+        other versions may share.
         """
         directory = self.directory(version.digest)
         good = [r for r in version.files if r.path not in bad]
         lacking = [r for r in version.files if r.path in bad]
-        for other in self._below("staging"):
-            drop_inodes(other, frozenset(r.inode for r in lacking))
         directory.chmod(0o755)
         begin_repair(directory, version, good, lacking)
         self._step("repair-noted")
         self._to_staging(directory)
+        done = staged_bytes(self.root / "staging" / version.digest, version.digest) or 0
+        return Partial(digest=version.digest, done_bytes=done)
 
     def _to_staging(self, directory: Path) -> None:
         staged = self.root / "staging" / directory.name

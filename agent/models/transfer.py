@@ -171,10 +171,15 @@ class Transfer:
             self._hashes.pop(file, None)
             self.queue.extendleft(reversed(self._parts[file]))
 
-    def fail(self, error: BaseException) -> None:
-        """Stop everything; the first error is the one that counts."""
+    def fail(self, error: BaseException, copy: Copy | None = None) -> None:
+        """Stop everything; the first error is the one that counts. One of a copy that has lost does not: its range is here.
+
+        Call it before the copy ends, or another thread finds nothing left first.
+        """
         with self.lock:
-            if self.error is None and not self.stop.is_set():
+            if copy is not None and copy.lost:
+                return
+            if self.error is None:
                 self.error = error
             self.stop.set()
             self._flights.abort()

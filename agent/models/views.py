@@ -17,7 +17,7 @@ from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 from agent.core.errors import Invalid, cut
-from agent.core.refs import Digest, EndpointKey
+from agent.core.refs import Digest, EndpointKey, is_digest
 from agent.models.paths import Tree, fsync_directory, remove_tree, write_durably
 from agent.models.version import Version, broken_file
 
@@ -81,16 +81,22 @@ class Views:
         return True
 
     def existing(self) -> Iterator[tuple[EndpointKey, Digest, Path]]:
-        """Yield every view on disk."""
+        """Yield every view on disk; what else a pod may have made there is none."""
+        for endpoint, path in self._entries():
+            if is_digest(path.name):
+                yield endpoint, Digest(path.name), path
+
+    def _entries(self) -> Iterator[tuple[EndpointKey, Path]]:
         for path in sorted((self._root / "views").glob("*/*/*")):
             if path.suffix != ".json" and not path.name.startswith("."):
-                yield EndpointKey(namespace=path.parts[-3], name=path.parts[-2]), Digest(path.name), path
+                yield EndpointKey(namespace=path.parts[-3], name=path.parts[-2]), path
 
     def sweep(self, wanted: Collection[tuple[EndpointKey, Digest]], in_use: Callable[[Digest], bool]) -> None:
         """Remove the views that are not wanted and whose version no pod uses, and directories left empty."""
         for endpoint, digest, path in list(self.existing()):
             if (endpoint, digest) not in wanted and not in_use(digest):
                 self._drop(path)
+        self._sweep_junk()
         for path in sorted((self._root / "views").glob("*/*")):
             if not any(endpoint.namespace == path.parts[-2] and endpoint.name == path.name for endpoint, _ in wanted):
                 _remove_empty(path)
@@ -100,6 +106,14 @@ class Views:
         """Remove the views of versions that are not committed: a removal was interrupted."""
         for _, digest, path in list(self.existing()):
             if digest not in committed:
+                self._drop(path)
+        self._sweep_junk()
+
+    def _sweep_junk(self) -> None:
+        """Remove what pods made beside their views once their endpoint has no view left: until then one may need it."""
+        shown = {endpoint for endpoint, _, _ in self.existing()}
+        for endpoint, path in list(self._entries()):
+            if endpoint not in shown:
                 self._drop(path)
 
     def drop_version(self, digest: Digest) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from concurrent.futures import TimeoutError as NotYet
 from dataclasses import dataclass
 
-from agent.core.errors import Permanent, PrewarmError, Transient, cut
+from agent.core.errors import Permanent, Transient, cut
 from agent.core.retry import Backoff
 from agent.models.bucket import Bucket
 from agent.models.channel import Tls
@@ -50,20 +50,24 @@ class Worker:
         """Work until nothing is left, an error, or a stop; never raises. True if nothing is left."""
         try:
             while (copy := self._transfer.take(self.wire)) is not None:
-                try:
-                    self._one(copy, self._buffer)
-                finally:
-                    self._transfer.end(copy, self._received)
+                self._work(copy)
             return not self._transfer.stop.is_set()
-        except Ended:
-            pass
-        except PrewarmError as error:
-            self._transfer.fail(error)
         except Exception as error:  # noqa: BLE001 (a thread's edge: a bug must reach the one who awaits)
             self._transfer.fail(error)
         finally:
             self.wire.close()
         return False
+
+    def _work(self, copy: Copy) -> None:
+        """Bring one copy of a range, or tell why not: before it ends, or another thread would take all to be here."""
+        try:
+            self._one(copy, self._buffer)
+        except Ended:
+            pass  # as the next take says
+        except Exception as error:  # noqa: BLE001 (as above)
+            self._transfer.fail(error, copy)
+        finally:
+            self._transfer.end(copy, self._received)
 
     def _one(self, copy: Copy, view: memoryview) -> None:
         part = copy.flight.part

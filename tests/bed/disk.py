@@ -53,15 +53,15 @@ def slow_down(mount: Path, bytes_per_second: int) -> bool:
     return True
 
 
-def fill(file: Path) -> None:
-    """Write until nothing fits any more.
+def fill(file: Path, step_bytes: int = 1 << 20) -> None:
+    """Write until nothing of `step_bytes` fits any more.
 
     Raises:
         OSError: always: no space left.
     """
     with file.open("wb") as opened:
         while True:
-            opened.write(bytes(1 << 20))
+            opened.write(bytes(step_bytes))
             opened.flush()
             os.fsync(opened.fileno())
 

@@ -4,13 +4,27 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import pytest
 
 from tests.bed import Bed, needs
 from tests.bed.bed import PROJECT
 from tests.cluster.product import Product
+
+_LAST_LINES = 25
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Show of a test that failed what the nodes logged last: their logs go with the bed."""
+    report = yield
+    bed = getattr(item, "funcargs", {}).get("bed")
+    if report.failed and isinstance(bed, Bed):
+        for log in sorted((bed.work / "log").glob("node-*.log")):
+            lines = log.read_text(errors="replace").splitlines()[-_LAST_LINES:]
+            report.sections.append((f"last of {log.name}", "\n".join(line[:300] for line in lines)))
+    return report
 
 
 @pytest.fixture(scope="session")

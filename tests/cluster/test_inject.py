@@ -64,7 +64,7 @@ def test_a_labelled_pod_gets_what_affinity_prints(bed_with_injection: Bed, names
     printed = json.loads(prewarm("affinity", f"{namespace}/chat", *arguments))
     assert found["affinity"] == printed["affinity"]
     (first, *_), (wanted,) = found["initContainers"], printed["initContainers"]
-    for field in ("name", "image", "args"):
+    for field in ("name", "image", "args", "securityContext"):
         assert first[field] == wanted[field]
     assert [drop(e, "apiVersion") for e in first["env"]] == wanted["env"]
     for mount in wanted["volumeMounts"]:
@@ -73,6 +73,23 @@ def test_a_labelled_pod_gets_what_affinity_prints(bed_with_injection: Bed, names
     assert all(volumes[v["name"]] == v for v in printed["volumes"])
     for container in found["containers"]:
         assert all(m in container["volumeMounts"] for m in printed["containers"][0]["volumeMounts"])
+
+
+def test_what_the_pod_asks_for_and_its_class_stay(bed_with_injection: Bed, namespace: str) -> None:
+    exact = {"cpu": "2", "memory": "1Gi"}
+    resources = {"requests": exact, "limits": exact | {"nvidia.com/gpu": "1"}}
+    small = {"requests": {"cpu": "10m", "memory": "8Mi"}, "limits": {"cpu": "10m", "memory": "8Mi"}}
+    containers = [
+        {"name": "sidecar", "image": IMAGE, "resources": small},
+        {"name": "server", "image": IMAGE, "resources": resources},
+    ]
+    annotations = {"prewarm.dev/models": "llm=s3://models/x/", "prewarm.dev/container": "server"}
+    found = create(bed_with_injection, namespace, pod({"containers": containers}, annotations=annotations))
+    assert found["spec"]["initContainers"][0]["resources"] == {"requests": exact, "limits": exact}
+    assert found["status"]["qosClass"] == "Guaranteed"
+    plain = create(bed_with_injection, namespace, pod())
+    assert not plain["spec"]["initContainers"][0].get("resources")
+    assert plain["status"]["qosClass"] == "BestEffort"
 
 
 def test_what_the_pod_has_of_its_own_stays(bed_with_injection: Bed, namespace: str) -> None:

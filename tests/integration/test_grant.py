@@ -63,6 +63,22 @@ async def test_exactly_the_secrets_that_endpoints_use_are_granted_by_name(
     }
 
 
+async def test_endpoints_of_every_kind_count(server: FakeApiServer, tmp_path: Path) -> None:
+    container = {"name": "kserve-container", "image": "registry.test/x:1"}
+    predictor = {"containers": [container], "imagePullSecrets": [{"name": "kserve-pull"}]}
+    body = {
+        "metadata": {"annotations": {"prewarm.dev/schedule": "0 9 * * *"}},
+        "spec": {"predictor": predictor},
+    }
+    await server.put("/apis/serving.kserve.io/v1beta1/namespaces/models/inferenceservices/chat", body)
+    server.forbidden = "/serving.knative.dev/"  # as for people with few rights, where the kind is not installed
+    code, out, err = await grant("models", "--kubeconfig", write_kubeconfig(tmp_path, server.url))
+    assert code == 0
+    role, _ = yaml.safe_load_all(out)
+    assert role["rules"][0]["resourceNames"] == ["kserve-pull"]
+    assert err == "prewarm: not looked at, for you may not list them: services\n"
+
+
 async def test_a_namespace_without_pull_secrets_has_nothing_to_grant(server: FakeApiServer, tmp_path: Path) -> None:
     code, out, err = await grant("elsewhere", "--kubeconfig", write_kubeconfig(tmp_path, server.url))
     assert (code, out) == (1, "")

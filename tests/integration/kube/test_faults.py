@@ -217,6 +217,7 @@ async def raw_server(answer: bytes) -> asyncio.Server:
     ("answer", "told"),
     [
         (b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\n<html>", "the answer is no JSON: <html>"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 90000\r\n\r\n" + b"[" * 90_000, r"the answer is no JSON: \[\[\["),
         (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n[]", "the answer is no object"),
         (b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{}", "not completed"),
         (b"HTTP/1.1 502 Bad\r\nContent-Length: 15\r\n\r\n<b>\x1b[31mBad</b>", r"502 <b> \[31mBad</b>"),
@@ -238,6 +239,7 @@ async def test_what_is_no_api_server_is_an_error_with_its_words_cut(answer: byte
     [
         b"not json",
         b"[]",
+        b'{"a":' * 20_000,
         b'{"type": "ADDED"}',
         b'{"type": "ADDED", "object": 3}',
         b'{"type": "ERROR", "object": {"code": 500, "message": "etcd"}}',

@@ -200,6 +200,23 @@ async def test_after_the_window_it_is_let_go_but_for_a_file_that_a_kept_version_
     assert node.group.held() == {}
 
 
+async def test_a_cgroup_that_a_process_is_still_in_is_removed_once_it_is_gone(cgroup: Path, make_file: Make) -> None:
+    node = Node(MemoryGroup(CGROUPS, f"{cgroup}/tier"), {A: held(make_file("weights", MIB))}, budget=GIB)
+    await node.until(lambda _: node.resident(A))
+    lingers = await asyncio.create_subprocess_exec("sleep", "60")
+    try:
+        node.group.procs(A).write_text(str(lingers.pid))
+        node.endpoints = ()
+        await node.until(lambda _: bool(node.counted.causes))
+        await node.cycle()
+        assert set(node.group.held()) == {A}
+    finally:
+        lingers.kill()
+        await lingers.wait()
+    await node.until(lambda _: not node.group.held(), seconds=10)
+    assert await node.tier.look() is None  # with nothing to hold, nothing runs
+
+
 async def test_reading_stops_at_once_for_a_waiting_pod_and_goes_on_where_it_was(cgroup: Path, make_file: Make) -> None:
     files = held(*(make_file(f"w{n}", 128 * MIB) for n in range(4)))
     node = Node(MemoryGroup(CGROUPS, f"{cgroup}/tier"), {A: files}, budget=GIB)

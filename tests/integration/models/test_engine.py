@@ -15,11 +15,12 @@ from agent.core.errors import Permanent, PrewarmError, Transient
 from agent.core.refs import ModelUri
 from agent.models.checksum import UNPROVED
 from agent.models.engine import Engine
+from agent.models.flights import Copy
 from agent.models.journal import read_journal
 from agent.models.manifest import Manifest
 from agent.models.resolve import resolve
 from agent.models.source import open_source
-from agent.models.transfer import FileProof
+from agent.models.transfer import FileProof, Transfer
 from agent.models.wire import SourceChanged
 from tests.bed.faultproxy import Rule
 from tests.integration.models.conftest import SourceBucket, contents, noise
@@ -86,6 +87,24 @@ async def test_a_flipped_byte_is_found_and_the_file_fetched_anew(bucket: SourceB
 async def test_a_file_that_is_always_corrupt_is_never_accepted(bucket: SourceBucket, tmp_path: Path) -> None:
     bucket.put("m/big.bin", noise(BIG))
     bucket.proxy.rules.append(Rule("corrupt", times=99))
+    with pytest.raises(Permanent, match="arrived whole but its crc64nvme differs"):
+        await bring(bucket.uri(), tmp_path)
+
+
+async def test_the_last_range_s_error_is_told_though_another_thread_looks_for_work_right_then(
+    bucket: SourceBucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bucket.put("m/bad.bin", noise(MIB, 1))
+    bucket.put("m/good.bin", noise(MIB, 2))
+    bucket.proxy.rules.append(Rule("corrupt", times=99, match=lambda r: r.is_range and "bad" in r.path))
+    honest = Transfer.end
+
+    def end(self: Transfer, copy: Copy, fetched_bytes: int) -> None:
+        honest(self, copy, fetched_bytes)
+        if copy.flight.part.file == 0:
+            time.sleep(0.3)  # off the CPU, while the idle thread finds nothing left
+
+    monkeypatch.setattr(Transfer, "end", end)
     with pytest.raises(Permanent, match="arrived whole but its crc64nvme differs"):
         await bring(bucket.uri(), tmp_path)
 

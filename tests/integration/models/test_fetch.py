@@ -142,6 +142,101 @@ def test_s3_that_is_away_is_worth_another_try(tmp_path: Path, monkeypatch: pytes
     assert run("s3://bucket/m/", "--to", str(tmp_path)) == 75
 
 
+MOVES = """
+import os, signal, sys
+from agent.models import fetch
+from agent.models.paths import Tree
+from tests.integration.models.test_fetch import run
+
+left, honest = int(sys.argv[1]), Tree.move_into
+
+def move_into(self, path, other):
+    global left
+    if not left:
+        os.kill(os.getpid(), signal.SIGKILL)
+    left -= 1
+    honest(self, path, other)
+
+def in_place(directory, *rest, record=fetch.record_version, **files):
+    if files:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return record(directory, *rest, **files)
+
+Tree.move_into, fetch.record_version = move_into, in_place
+run(*sys.argv[2:])
+"""
+
+
+def killed_after(moves: int, bucket: SourceBucket, to: Path) -> None:
+    """Fetch, and be killed when so many files have moved to their places, and the record of that is not written."""
+    words = [sys.executable, "-c", MOVES, str(moves), str(bucket.uri()), "--to", str(to)]
+    assert subprocess.run(words, check=False, timeout=60).returncode == -signal.SIGKILL
+    assert len(visible(to)) == moves
+
+
+@pytest.mark.parametrize("moves", range(4))
+def test_killed_while_the_files_move_to_their_places_the_next_call_moves_the_rest_and_fetches_nothing(
+    bucket: SourceBucket, tmp_path: Path, capsys: pytest.CaptureFixture[str], moves: int
+) -> None:
+    model = {path: bucket.put(f"m/{path}", noise(MIB, seed)) for seed, path in enumerate(("a", "b", "sub/c"))}
+    killed_after(moves, bucket, tmp_path)
+    before = len(bucket.proxy.ranges)
+    assert run(str(bucket.uri()), "--to", str(tmp_path), "--json") == 0
+    told = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (told["fetchedBytes"], told["proof"]) == (0, "crc64nvme")
+    assert visible(tmp_path) == model
+    assert {p.name for p in (tmp_path / HIDDEN).iterdir()} == {"lock", "manifest.json"}
+    assert run(str(bucket.uri()), "--to", str(tmp_path)) == 0
+    assert len(bucket.proxy.ranges) == before
+
+
+def test_a_file_that_was_changed_after_the_kill_is_the_only_one_to_come_again(
+    bucket: SourceBucket, tmp_path: Path
+) -> None:
+    model = {path: bucket.put(f"m/{path}", noise(MIB, seed)) for seed, path in enumerate(("a", "b", "sub/c"))}
+    killed_after(2, bucket, tmp_path)
+    (tmp_path / "b").write_bytes(b"not what was brought")
+    before = len(bucket.proxy.requests)
+    assert run(str(bucket.uri()), "--to", str(tmp_path)) == 0
+    assert visible(tmp_path) == model
+    assert [q.path.partition("?")[0] for q in bucket.proxy.requests[before:] if q.is_range] == [f"/{bucket.name}/m/b"]
+
+
+def test_another_version_after_the_kill_takes_nothing_from_the_first(bucket: SourceBucket, tmp_path: Path) -> None:
+    for seed, path in enumerate(("a", "b", "sub/c")):
+        bucket.put(f"m/{path}", noise(MIB, seed))
+    killed_after(1, bucket, tmp_path)
+    model = {path: bucket.put(f"m/{path}", noise(MIB, seed)) for seed, path in enumerate(("a", "b", "sub/c"), 10)}
+    assert run(str(bucket.uri()), "--to", str(tmp_path)) == 0
+    assert visible(tmp_path) == model
+
+
+@pytest.mark.parametrize(
+    ("key", "in_the_way"), [("m/a", "a/"), ("m/sub/b", "sub"), ("m/sub/deep/b", "sub/deep"), ("m/sub/b", "sub/b/c/")]
+)
+async def test_what_is_in_a_file_s_way_is_named_before_a_byte_is_fetched(
+    bucket: SourceBucket, tmp_path: Path, key: str, in_the_way: str
+) -> None:
+    bucket.put(key, b"x")
+    there = tmp_path / in_the_way
+    there.parent.mkdir(parents=True, exist_ok=True)
+    there.mkdir() if in_the_way.endswith("/") else there.write_bytes(b"theirs")
+    path = key.removeprefix("m/")
+    with pytest.raises(Permanent, match=rf"in the way of the model's files: '{path}'"):
+        await fetch(bucket.uri(), tmp_path)
+    assert bucket.proxy.ranges == []
+    assert there.exists()
+
+
+async def test_a_key_that_would_lie_among_partial_files_is_refused_before_a_byte_is_fetched(
+    bucket: SourceBucket, tmp_path: Path
+) -> None:
+    bucket.put(f"m/{HIDDEN}/manifest.json", b"{}")
+    with pytest.raises(Permanent, match=f"would lie in {HIDDEN}"):
+        await fetch(bucket.uri(), tmp_path)
+    assert bucket.proxy.ranges == []
+
+
 async def test_a_link_in_the_directory_is_not_followed(bucket: SourceBucket, tmp_path: Path) -> None:
     bucket.put("m/sub/b", b"b")
     (tmp_path / "elsewhere").mkdir()
@@ -150,6 +245,7 @@ async def test_a_link_in_the_directory_is_not_followed(bucket: SourceBucket, tmp
     with pytest.raises(Permanent, match="in the way of the model's files"):
         await fetch(bucket.uri(), tmp_path / "to")
     assert list((tmp_path / "elsewhere").iterdir()) == []
+    assert bucket.proxy.ranges == []
 
 
 async def test_two_cannot_fetch_into_one_directory(bucket: SourceBucket, tmp_path: Path) -> None:

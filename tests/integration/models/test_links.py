@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
-from agent.core.inventory import ModelsView
+from agent.core.errors import Transient
+from agent.core.inventory import ModelLevel, ModelsView
 from agent.core.refs import Digest
 from agent.models import scrub
 from agent.models.resolve import resolve
+from agent.models.store import Store
 from agent.models.verify import verify_version
 from agent.models.version import load_version
 from agent.plan.decision import NodePlan, ViewWant
+from tests.bed.faultproxy import Rule
 from tests.integration.models.conftest import SourceBucket, contents, noise
-from tests.integration.models.test_service import ENDPOINT, Room, room, want
+from tests.integration.models.test_service import ENDPOINT, POD, Room, room, want
 
 MIB = 1 << 20
 
@@ -151,6 +155,65 @@ async def test_of_a_version_changed_behind_our_back_only_the_changed_file_is_fet
         await r.until_disk(lambda: view.exists() and contents(view) == model)
 
 
+async def test_what_is_left_of_a_version_is_removed_though_its_turn_to_be_mended_never_came(
+    bucket: SourceBucket, tmp_path: Path
+) -> None:
+    for n in range(3):
+        bucket.put(f"m/{n}.bin", noise(MIB, n))
+    bucket.put("slow/a", noise(16 * MIB))
+    digest = (await resolve(bucket.uri())).digest
+    model, slow = want(bucket.uri(), digest), want(bucket.uri("slow/"), name="slow")
+    bucket.proxy.rules.append(Rule("slow", times=99, arg=1e6, match=lambda q: q.is_range and "/slow/" in q.path))
+    async with room(tmp_path) as r:
+        await r.bring(model)
+        await r.until(lambda v: committed(v, digest))
+        await r.bring(slow, model, urgent=[slow])  # a download goes on, and nothing else begins
+        await r.until(lambda v: any(s.busy and s.done_bytes for s in v.states.values()))
+        (files_of(tmp_path, digest) / "1.bin").unlink()
+        view = await r.until(lambda v: v.states[digest].level is ModelLevel.PARTIAL)
+        assert view.states[digest].done_bytes == 2 * MIB
+        assert view.states[digest].reason.startswith("broken: '1.bin' ")
+        await r.bring(slow, urgent=[slow])
+        await r.service.remove(digest)
+        assert r.models.get().states[digest].level is ModelLevel.ABSENT
+        assert not (tmp_path / "staging" / digest).exists()
+
+
+@pytest.mark.parametrize("holder", ["pin", "pod"])
+async def test_a_version_that_no_plan_names_but_somebody_holds_is_mended_once_it_is_planned_again(
+    bucket: SourceBucket, tmp_path: Path, holder: str
+) -> None:
+    model = {f"{n}.bin": bucket.put(f"m/{n}.bin", noise(MIB, n)) for n in range(3)}
+    digest = (await resolve(bucket.uri())).digest
+    async with room(tmp_path) as r:
+        await r.bring(want(bucket.uri(), digest))
+        r.plan.set(replace(r.plan.get(), views=(ViewWant(endpoint=ENDPOINT, name="m", digest=digest),)))
+        view = r.service.view_path(ENDPOINT, digest)
+        await r.until_disk(view.with_name(f"{digest}.json").exists)
+        if holder == "pin":
+            Store(tmp_path).pin(digest, datetime.now(UTC))
+        else:
+            await r.service.add(POD, [digest])
+            r.runtime.uids = [POD]
+        r.plan.set(NodePlan())
+        (files_of(tmp_path, digest) / "1.bin").unlink()
+        state = (await r.until(lambda v: v.states[digest].level is ModelLevel.PARTIAL)).states[digest]
+        assert (state.done_bytes, state.total_bytes) == (2 * MIB, 3 * MIB)  # what room counts
+        assert not view.exists()
+        with pytest.raises(Transient, match="is not committed here any more"):
+            await r.service.add("pod-2", [digest])
+        before = len(bucket.proxy.ranges)
+        await r.bring(want(bucket.uri(), digest))
+        await r.until(lambda v: committed(v, digest))
+        assert len(bucket.proxy.ranges) - before == 1
+        assert contents(files_of(tmp_path, digest)) == model
+        r.plan.set(NodePlan())
+        (files_of(tmp_path, digest) / "2.bin").unlink()
+        await r.until(lambda v: v.states[digest].level is ModelLevel.PARTIAL)
+        await r.service.remove(digest)
+        assert list((tmp_path / "staging").iterdir()) == list((tmp_path / "store").iterdir()) == []
+
+
 async def test_a_version_broken_while_no_agent_ran_is_mended_at_start(bucket: SourceBucket, tmp_path: Path) -> None:
     model = {f"{n}.bin": bucket.put(f"m/{n}.bin", noise(MIB, n)) for n in range(3)}
     digest = (await resolve(bucket.uri())).digest
@@ -160,6 +223,11 @@ async def test_a_version_broken_while_no_agent_ran_is_mended_at_start(bucket: So
     (files_of(tmp_path, digest) / "1.bin").unlink()
     before = len(bucket.proxy.ranges)
     async with room(tmp_path) as r:
+        state = (await r.until(lambda v: digest in v.states and v.states[digest].done_bytes)).states[digest]
+        assert (state.level, state.reason) == (
+            ModelLevel.PARTIAL,
+            "broken: '1.bin' cannot be read: No such file or directory",
+        )
         await r.bring(want(bucket.uri(), digest))
         await r.until(lambda v: committed(v, digest))
     assert len(bucket.proxy.ranges) - before == 1

@@ -50,7 +50,7 @@ class Node:
         self.models, self.decided = Latest(ModelsView()), Latest(NodePlan())
         self.waiting: set[EndpointKey] = set()
         self.assignment = Assignment()
-        self.runtime = Runtime()
+        self.runtime, self.heartbeat = Runtime(), Heartbeat()
         self.service = ModelService(
             settings=replace(
                 Settings(), root=root, proof_interval_seconds=0.2, connections=2, high_watermark=0.98, scrub=0
@@ -58,7 +58,7 @@ class Node:
             plan=self.decided,
             models=self.models,
             clock=SystemClock(),
-            heartbeat=Heartbeat(),
+            heartbeat=self.heartbeat,
             sandboxes=self.runtime,
         )
 
@@ -270,6 +270,32 @@ async def test_a_disk_that_others_fill_in_mid_download_is_one_clear_error_and_is
         n.service._queue._failures.forget(digest_of(one))  # rather than wait for its backoff
         n.service._board.update(digest_of(one), error="", retry_at=None)
         n.service._queue.changed.fire()
+        await n.until_here(digest_of(one))
+
+
+async def test_a_full_disk_on_which_a_broken_version_cannot_be_set_aside_is_said_until_there_is_room(
+    bucket: SourceBucket, disk: Path
+) -> None:
+    one, two = await endpoint(bucket, "one", 4 * MIB), await endpoint(bucket, "two", 4 * MIB)
+    async with node(disk / "root") as n:
+        n.assign(one, two, waiting=("one", "two"))
+        await n.until_here(digest_of(one))
+        await n.until_here(digest_of(two))
+    os.utime(disk / "root" / "store" / digest_of(one) / "files" / "1")
+    fillers = [disk / "others", disk / "rest"]
+    for filler, step in zip(fillers, (MIB, 4096), strict=True):  # where no MiB fits there may be room for a record
+        with pytest.raises(OSError, match="No space left"):
+            fill(filler, step)
+    async with node(disk / "root") as n:
+        async with asyncio.timeout(90):
+            while "no space left" not in (said := n.heartbeat.missed.get("models", "")):  # noqa: ASYNC110 (nobody tells)
+                await asyncio.sleep(0.02)
+        assert said == "cannot read the store: the store's disk failed: no space left on the store's file system"
+        assert n.models.get().states == {}  # nothing is claimed before all is proved
+        for filler in fillers:
+            filler.unlink()
+        await n.until_here(digest_of(two))
+        n.assign(one, two, waiting=("one", "two"))
         await n.until_here(digest_of(one))
 
 

@@ -175,3 +175,28 @@ def test_no_name_from_outside_becomes_markup() -> None:
 def test_a_file_that_is_absent_is_said() -> None:
     with pytest.raises(Invalid, match="cannot read"):
         read_recording(Path("/nonexistent/file.csv"))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("ms.csv", b"endpoint,slot_start_epoch_s,demand\na,1700000000000,1\n", "is not a time in whole seconds"),
+        ("a.csv.gz", gzip.compress(b"endpoint,slot_start_epoch_s,demand\n")[:12] + b"\xff" * 30, "cannot read"),
+        ("inf.csv", b"endpoint,slot_start_epoch_s,demand\na,-1,1\n", "is not a time in whole seconds"),
+    ],
+)
+def test_what_is_no_recording_is_refused(tmp_path: Path, name: str, content: bytes, told: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(Invalid, match=told):
+        read_recording(path)
+
+
+@pytest.mark.parametrize("gaps", ['["x"]', "5", "[[1]]"])
+def test_gaps_that_are_none_are_refused(tmp_path: Path, gaps: str) -> None:
+    times = "slot_seconds = 600\nstart = 0\nevaluation_end = 6000\n"
+    (tmp_path / "trace.toml").write_text(f"{times}known_gaps = {gaps}\n")
+    (tmp_path / "endpoints.csv").write_text("endpoint,timezone\na,UTC\n")
+    (tmp_path / "demand.csv").write_text("endpoint,slot_start_epoch_s,demand\na,0,1\n")
+    with pytest.raises(Invalid):
+        read_recording(tmp_path)

@@ -123,6 +123,16 @@ def test_bad_values_are_refused_by_name(name: str, text: str) -> None:
 
 
 @pytest.mark.parametrize(
+    "written", ["lift_taint: off\npredict: on\nhead_start: off", "lift_taint: 'off'\npredict: 'on'\nhead_start: 'off'"]
+)
+def test_on_and_off_are_words_in_the_file_too(tmp_path: Path, written: str) -> None:
+    file = tmp_path / "settings.yaml"
+    file.write_text(written)
+    found = load({"PREWARM_CONFIG": str(file)})
+    assert (found.lift_taint, found.predict, found.head_start) == ("off", "on", False)
+
+
+@pytest.mark.parametrize(
     "text", ["goodbye_seconds: .nan", "goodbye_seconds: -1", "goodbye_seconds: true", "warm_ahead: .inf"]
 )
 def test_numbers_in_the_file_must_be_seconds(tmp_path: Path, text: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 
 import pytest
@@ -43,6 +44,19 @@ async def test_those_refused_are_named_and_the_others_told(error: type[PrewarmEr
     known = (await past_activity(Failing(error), queries(bad), 10, 20)).found[GOOD]
     assert isinstance(known, Track)
     assert [known.state(slot) for slot in range(11, 21)] == [None, True, False, True, *[False] * 5, None]
+
+
+async def test_a_question_refused_among_many_unanswered_raises_nothing_of_its_own() -> None:
+    class Mixed(Failing):
+        async def levels(self, query: str, first: int, count: int) -> Mapping[int, float]:
+            await asyncio.sleep(0.01)  # so that all answers come in one turn
+            if query == "worse":
+                raise Permanent("a bad query")
+            return await super().levels(query, first, count)
+
+    many = {EndpointKey(namespace="shop", name=f"e{n}"): ("bad", "worse")[n % 2] for n in range(40)}
+    with pytest.raises(Transient, match="no answer"):
+        await past_levels(Mixed(Transient), many, 10, 20)
 
 
 async def test_one_that_falls_silent_is_away() -> None:

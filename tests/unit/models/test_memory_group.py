@@ -46,9 +46,11 @@ def test_held_versions_are_the_children_that_are_named_like_one(tmp_path: Path) 
     (procs.parent / "memory.current").write_text("8192\n")
     (tmp_path / "tier" / "other").mkdir()
     assert group.held() == {A: 8192}
+    assert not group.remove(A)
     (procs.parent / "memory.current").unlink()
-    group.remove(A)
+    assert group.remove(A)
     assert group.held() == {}
+    assert group.remove(A)  # it is gone
 
 
 def test_where_there_is_no_memory_controller_the_reason_is_told(tmp_path: Path) -> None:

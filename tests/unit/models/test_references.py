@@ -45,3 +45,9 @@ def test_a_reference_that_cannot_be_read_goes_on_keeping_what_it_kept(tmp_path: 
     (tmp_path / "pod-1.json").write_text("{torn")
     References(tmp_path).add("pod-1", [ONE])
     assert References(tmp_path).users(TWO) == ["pod-1"]
+
+
+def test_what_could_not_be_read_back_is_not_noted(tmp_path: Path) -> None:
+    with pytest.raises(Invalid, match="is not sha256"):
+        References(tmp_path).add("pod-1", [ONE, Digest("cache")])
+    assert References(tmp_path).users(TWO) == []

@@ -19,6 +19,7 @@ from agent.core.heartbeat import Heartbeat
 from agent.core.inventory import ModelLevel, ModelsView
 from agent.core.latest import Latest
 from agent.core.refs import Digest, EndpointKey, parse_model_uri
+from agent.core.sandbox import Sandbox
 from agent.models import eviction
 from agent.models.journal import Journal
 from agent.models.manifest import Manifest, ObjectEntry
@@ -82,6 +83,31 @@ async def test_a_view_that_cannot_be_made_costs_no_other_endpoint_its_own(shelf:
     assert list((shelf.store.root / "staging").iterdir()) == []
 
 
+async def test_what_a_pod_made_beside_its_view_is_no_version_that_it_uses(shelf: Shelf) -> None:
+    other = replace(shelf.versions[MANIFEST.digest], digest=Digest("sha256:" + "0" * 64))
+    shelf.versions[other.digest] = other
+    await shelf.make_views([(CHAT, "m", MANIFEST.digest)])
+    (shelf.views.directory(CHAT, MANIFEST.digest).parent / "cache").mkdir()
+    now = datetime(2030, 1, 1, tzinfo=UTC)
+    await shelf.name_users([Sandbox(namespace="n", name="p", uid="pod-1", created=now, ready=True, endpoint=CHAT)])
+    assert await shelf.why_in_use(MANIFEST.digest) == "1 pod(s) use it, among them pod-1"
+    assert await shelf.why_in_use(other.digest) == ""
+    assert [digest for _, digest, _ in shelf.views.existing()] == [MANIFEST.digest]
+
+
+async def test_it_goes_with_the_last_view_of_its_endpoint(shelf: Shelf) -> None:
+    view = shelf.views.directory(CHAT, MANIFEST.digest)
+    await shelf.make_views([(CHAT, "m", MANIFEST.digest)])
+    for name in ("cache", "sha256:beef"):
+        (view.parent / name / "below").mkdir(parents=True)
+    shelf.views.sweep_orphans([MANIFEST.digest])
+    await shelf.sweep_views({(CHAT, MANIFEST.digest)})
+    assert (view.parent / "cache" / "below").is_dir()
+    shelf.views.drop_version(MANIFEST.digest)
+    await shelf.sweep_views(set())
+    assert list((shelf.store.root / "views").iterdir()) == []
+
+
 async def test_a_view_that_cannot_be_made_holds_up_no_eviction(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(eviction, "WAIT_SECONDS", 0.0)
     home = shelf.views.directory(CHAT, MANIFEST.digest).parent
@@ -118,10 +144,10 @@ async def test_every_broken_version_is_withdrawn_though_the_disk_will_not_move_t
     shelf.versions[twin.digest] = twin  # nothing of it is on disk
     (shelf.store.directory(MANIFEST.digest) / "files" / "a").unlink()
 
-    def refuse(_digest: Digest) -> None:
+    def refuse(_digest: Digest) -> bool:
         raise OSError(errno.EROFS, "read-only file system")
 
-    monkeypatch.setattr(shelf.store, "remove", refuse)
+    monkeypatch.setattr(shelf.store, "remove_unpinned", refuse)
     withdrawn: list[Digest] = []
 
     def withdraw(digest: Digest, _why: str) -> bool:
