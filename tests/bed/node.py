@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from tests.bed import config
-from tests.bed.process import ENVIRONMENT, run, start, wait_until
+from tests.bed.process import ENVIRONMENT, BedError, run, start, wait_until
 from tests.bed.settings import REGISTRY, Settings
 
 # Directories that a node must not share with its neighbours, bound from WORK/<node>/.
@@ -61,9 +61,11 @@ class Node:
 
     def _mount(self) -> None:
         # Inherited copies of network namespaces, other beds' too, would keep those alive after their end.
-        for line in Path("/proc/self/mountinfo").read_text().splitlines():
-            if " - nsfs " in line:
-                run(["umount", line.split()[4]])
+        for target in _namespaces():
+            with suppress(BedError):  # whoever removes a namespace elsewhere unmounts it here
+                run(["umount", target])
+        if left := _namespaces():
+            raise BedError(f"cannot unmount {', '.join(left)}")
         run(["mount", "-t", "tmpfs", "-o", "mode=755", "run", "/run"])
         for directory in ("netns", "containerd-stargz-grpc", "prewarm-bed"):
             Path("/run", directory).mkdir()
@@ -131,6 +133,12 @@ class Node:
     def _start(self, name: str, command: list[str]) -> None:
         path = f"{self.containerd}:{ENVIRONMENT['PATH']}"  # containerd finds its own shim first
         start(command, self.work / "log" / f"{self.name}-{name}.log", ENVIRONMENT | {"PATH": path})
+
+
+def _namespaces() -> list[str]:
+    """Where namespaces are mounted."""
+    lines = Path("/proc/self/mountinfo").read_text().splitlines()
+    return [line.split()[4] for line in lines if " - nsfs " in line]
 
 
 def _wait_for(socket: str) -> None:
