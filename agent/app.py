@@ -18,7 +18,6 @@ import structlog
 
 from agent.config import Settings
 from agent.core.errors import Invalid
-from agent.core.names import TAINT_NOT_READY
 from agent.core.service import Relay
 from agent.process import Process, run
 
@@ -335,11 +334,7 @@ async def _in_cluster(
         Relay("pods that start", pods, start),
         Relay("models of pods that start", decided.inventory, start),
         Relay("endpoints of pods that start", facts.assignment, start),
-        Relay(
-            "start-up taint",
-            own,
-            lambda view: told.tainted.set(None if view is None else view.has_taint(TAINT_NOT_READY)),
-        ),
+        Relay("start-up taint", own, lambda view: told.tainted.set(None if view is None else view.starts_up)),
         KeepingService(assignment=facts.assignment, kept=kept, current=current),
         publisher,
         status,

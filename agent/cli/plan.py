@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from time import thread_time
 from typing import Any
 
 from agent.cli.declared import defaults, documents
@@ -81,7 +82,7 @@ def _calendars(
             sources[file] = {"file.ics": Path(file).read_text()}
         except (OSError, UnicodeDecodeError) as error:
             raise Invalid(f"cannot read {file}: {cut(error)}") from error
-    found = {name: read_calendar(name, data, now.astimezone(UTC).date()) for name, data in sources.items()}
+    found = {name: read_calendar(name, data, now.astimezone(UTC).date(), thread_time) for name, data in sources.items()}
     mistakes = [
         (name, Problem(kind=ProblemKind.INVALID, annotation="", message=text))
         for name, reading in found.items()

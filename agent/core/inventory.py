@@ -208,7 +208,8 @@ class Inventory:
     `unresolved` maps one to why none was found.
     `waiting` are endpoints some pod on this node waits for in `prewarm wait`. `proved` turns True when the first full
     proof after the process started is through: until then nothing may be claimed. `elsewhere` are the runtime handlers whose
-    images lie in another snapshotter than the one that is looked at, with that one's name.
+    images lie in another snapshotter than the one that is looked at, with that one's name: "" stands for all that are not
+    named, and where it is there, those whose images are looked at have no name.
     """
 
     boot_id: str = ""
@@ -227,8 +228,14 @@ class Inventory:
 
     def unproved(self, runtime_handler: str) -> str:
         """Return why images are not proved where a runtime handler looks for them, "" if they are."""
-        other = self.elsewhere.get(runtime_handler)
-        return f"runtime handler {runtime_handler} unpacks into {other}, where prewarm proves nothing" if other else ""
+        default = self.elsewhere.get("", "")
+        other = self.elsewhere.get(runtime_handler, default)
+        if not other:
+            return ""
+        if runtime_handler and runtime_handler in self.elsewhere:
+            return f"runtime handler {runtime_handler} unpacks into {other}, where prewarm proves nothing"
+        cure = f"set snapshotter (PREWARM_SNAPSHOTTER) to {other}"
+        return f"the runtime unpacks into {other}, where prewarm proves nothing: {cure}"
 
 
 def with_residency(models: Mapping[Digest, ModelState], memory: MemoryView) -> Mapping[Digest, ModelState]:

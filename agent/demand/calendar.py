@@ -7,7 +7,7 @@ are those of the endpoint's wall clock.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from fnmatch import fnmatchcase
@@ -79,11 +79,14 @@ class CalendarReading:
     problems: tuple[str, ...] = ()
 
 
-def read_calendar(name: str, data: Mapping[str, str], around: date) -> CalendarReading:
+def read_calendar(
+    name: str, data: Mapping[str, str], around: date, spent: Callable[[], float] = lambda: 0.0
+) -> CalendarReading:
     """Read a ConfigMap's data: `endpoints`, `holidays`, `events`, and iCal texts under keys that end in `.ics`.
 
     `holidays` has lines `2026-12-25 NAME`, or `12-25 NAME` for every year; `events` lines `2026-11-27T08:00 12h NAME`, where the
-    time may carry an offset. Recurring entries are spelled out from MAX_EVENT before `around` until ten days after it.
+    time may carry an offset. Recurring entries are spelled out from MAX_EVENT before `around` until ten days after it. `spent` tells
+    seconds of CPU (`time.thread_time`), for an iCal rule can take any number of them.
     """
     first, last = around - MAX_EVENT - timedelta(days=1), around + timedelta(days=10)
     problems: list[str] = []
@@ -103,7 +106,7 @@ def read_calendar(name: str, data: Mapping[str, str], around: date) -> CalendarR
         if key.endswith(".ics"):
             from agent.demand.ical import read_ical
 
-            found = read_ical(data[key], first, last)
+            found = read_ical(data[key], first, last, spent)
             holidays, events = {**found.holidays, **holidays}, [*events, *found.events]
             problems += [f"{cut(key, 60)}: {problem}" for problem in found.problems]
         elif key not in _KEYS:

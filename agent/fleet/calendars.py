@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from datetime import UTC, date, datetime, time, timedelta
+from time import thread_time
 
 from agent.demand.calendar import Almanac, CalendarReading, read_calendar
 from agent.kube.events import Announcement
@@ -25,7 +26,7 @@ class Calendars:
         for each in sorted(configmaps, key=lambda c: c.name):
             old = before.get(each.name)
             same = old is not None and old[:2] == (each, today)
-            reading = old[2] if old and same else read_calendar(each.name, each.data, today)
+            reading = old[2] if old and same else read_calendar(each.name, each.data, today, thread_time)
             self._readings[each.name] = (each, today, reading)
         calendars = tuple(reading.calendar for _, _, reading in self._readings.values())
         if calendars != self.almanac.calendars:

@@ -10,6 +10,7 @@ from agent.core.clock import SystemClock
 from agent.core.inventory import GpuReport, GpuVerdict
 from agent.gpu.findings import Around
 from agent.gpu.health import CLEAN_SAMPLES, Health, after_event, after_sample, after_test
+from agent.gpu.kept import KeptFaults
 from agent.gpu.kernel_log import KernelLog
 from agent.gpu.observation import LogEvent, Sample
 from agent.gpu.pci import PciBus
@@ -26,8 +27,8 @@ AGAIN_SECONDS = 1.0  # until the next look at what may have been cleared
 async def check_gpus(settings: Settings, boot_id: str, *, test: bool) -> tuple[GpuReport, dict[int, str]]:
     """Look once and return the report; with `test` also run the active test on every idle GPU, and return what each said.
 
-    A single bad sample counts, and an Xid of this boot whose GPU has not been proved since; with `test` it is looked twice
-    more where something stands, so that a GPU that is well again can prove it. Errors that show as a rate need the agent, which
+    A single bad sample counts, an Xid of this boot whose GPU has not been proved since, and what an agent has left standing in
+    this boot; with `test` it is looked twice more where something stands, so that a GPU that is well again can prove it. Errors that show as a rate need the agent, which
     looks again and again.
     """
     clock, policy = SystemClock(), policy_of(settings)
@@ -43,7 +44,7 @@ async def check_gpus(settings: Settings, boot_id: str, *, test: bool) -> tuple[G
     )
     await log.open()
     log.close()
-    health = Health()
+    health = Health(faults=KeptFaults(settings.root / "gpu-faults.json", boot_id).load())
     for line in lines:
         health = health if proofs.covers(line) else after_event(health, line, policy)
     pci = PciBus(settings.pci_devices).gpus()

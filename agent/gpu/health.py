@@ -138,6 +138,17 @@ def recovered(before: Health, after: Health) -> frozenset[str]:
     return frozenset(stood - stands - {NODE})
 
 
+def outlives_the_agent(key: Key) -> bool:
+    """Say whether a fault has to stand also for the next agent: it is a GPU's, by UUID, and only an active test ends it."""
+    code, name = key
+    return CATALOGUE[code].proof is Proof.TEST and name != NODE and "#" not in name and ":" not in name
+
+
+def unproved(health: Health) -> Mapping[Key, Fault]:
+    """Return the faults that outlive the agent, without the clean samples that it has seen: the next one starts with them."""
+    return {key: replace(fault, clean=0) for key, fault in health.faults.items() if outlives_the_agent(key)}
+
+
 def _recognised(health: Health, sample: Sample, at: float) -> Health:
     """Take in who the GPUs are: one that cannot be asked keeps the name it had; what was said of a place is said of its GPU."""
     known = {gpu.index: gpu for gpu in health.gpus}

@@ -23,7 +23,8 @@ LOOK_SECONDS = 1.0
 RESERVE_BYTES = 1 << 20  # of a line that never ends
 
 # NVRM: Xid (PCI:0000:3b:00): 79, pid='<unknown>', name=<unknown>, GPU has fallen off the bus.
-_XID = re.compile(r"NVRM: Xid \(PCI:([0-9a-fA-F:.]+)\): (\d{1,6})\b(.*)")
+# With MIG: NVRM: Xid (PCI:0000:3b:00 GPU-I:05 GPU-CI:00): 48, …
+_XID = re.compile(r"NVRM: Xid \(PCI:([0-9a-fA-F:.]+)(?: [^)]*)?\): (\d{1,6})\b(.*)")
 _OFF_THE_BUS = "has fallen off the bus"
 _ADDRESS = re.compile(r"\b[0-9a-fA-F]{4,8}:[0-9a-fA-F]{2}:[0-9a-fA-F]{2}(?:\.[0-9])?\b")
 _RECORD = re.compile(r"\d+,(\d+),-?\d+,[^;]*;(.*)")

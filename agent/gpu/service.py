@@ -22,7 +22,8 @@ from agent.core.inventory import GpuReport, GpuVerdict
 from agent.core.latest import Latest, Signal
 from agent.gpu.events import XidClass, meaning, xid_class, xid_of
 from agent.gpu.findings import Around
-from agent.gpu.health import Health, after_event, after_sample, after_test, recovered
+from agent.gpu.health import Health, after_event, after_sample, after_test, recovered, unproved
+from agent.gpu.kept import KeptFaults
 from agent.gpu.kernel_log import KernelLog
 from agent.gpu.observation import Deaf, Event, Gpu, LogEvent, Outcome, Sample, TestResult
 from agent.gpu.pci import PciBus
@@ -117,6 +118,7 @@ class GpuService:
         self._pci = PciBus(settings.pci_devices)
         self._log = KernelLog(settings.kernel_log, self._heard, clock=clock)
         self._proofs = Proofs(settings.root / "gpu-proofs.json", room.boot_id)
+        self._kept = KeptFaults(settings.root / "gpu-faults.json", room.boot_id)
         run_test = self._seams.run_test or CudaTest(libraries=self._libraries)
         self._tester = Tester(run_test, self._tested, clock=clock)
         self._wake = Signal()
@@ -139,6 +141,7 @@ class GpuService:
         self._tainted.attach(self._wake)
         try:
             await asyncio.to_thread(self._proofs.load)
+            self._health = Health(faults=await asyncio.to_thread(self._kept.load))
             await self._log.open()  # before the first sample: an Xid of this boot counts from the start
             async with asyncio.TaskGroup() as beside:
                 beside.create_task(self._log.run(), name=self._log.name)
@@ -147,6 +150,7 @@ class GpuService:
         finally:
             self._tainted.detach(self._wake)
             self._log.close()
+            await self._save()
             await self._probe.drop()
 
     async def _poll(self) -> None:
@@ -159,6 +163,7 @@ class GpuService:
 
     async def _cycle(self) -> float:
         """Look once; return how long to wait for the next look."""
+        await self._save()  # what events and tests have told, before a driver may hang
         around = Around(
             pci=await asyncio.to_thread(self._pci.gpus),
             wanted=self._policy.wanted,
@@ -176,15 +181,21 @@ class GpuService:
         seen = await self._probe.observe(self._depth(close=self._health.close_look or wanted), around.pci.driver)
         if seen is not None:
             self._become(after_sample(self._health, seen, around, self._clock.monotonic(), self._policy))
-        if self._unsaved:
-            self._unsaved = False
-            await asyncio.to_thread(self._proofs.save)
+        await self._save()
         if isinstance(seen, Sample) and seen.depth >= SLOW:
             self._tester.offer(self._health.due(self._policy))
         poll = self._settings.gpu_poll_seconds
         again = min(poll, DOUBT_SECONDS) if self._health.doubts or self._probe.stale else poll
         wait = self._probe.retry_at - self._clock.monotonic()
         return min(again, wait) if wait > 0 else again
+
+    async def _save(self) -> None:
+        """Write what the next agent has to know, if that has changed."""
+        if self._unsaved:
+            self._unsaved = False
+            await asyncio.to_thread(self._proofs.save)
+            if not await asyncio.to_thread(self._kept.save, unproved(self._health)):
+                self._unsaved = True
 
     def _depth(self, *, close: bool) -> int:
         """Return what to ask now: everything of a fresh child and in a close look, else the costly questions seldom."""
@@ -230,6 +241,8 @@ class GpuService:
             for gpu in health.gpus:
                 if gpu.uuid in proved:
                     self._proofs.add(gpu.pci, self._log.seq)
+            self._unsaved = True
+        if unproved(health) != unproved(self._health):
             self._unsaved = True
         self._health = health
         self._gpu.set(health.report)

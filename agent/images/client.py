@@ -15,14 +15,14 @@ from agent.core.refs import EndpointKey, parse_image_ref
 from agent.core.sandbox import Sandbox
 from agent.images.aside import aside
 from agent.images.challenge import Credentials
-from agent.images.daemon import Daemon, Way, pull_way
+from agent.images.daemon import Daemon, Way, elsewhere, pull_way
 from agent.images.disk import Disk, read_disk
 from agent.images.faults import Fault, PermanentFault, TransientFault, failure
-from agent.images.hosts import RegistryHost, registry_hosts
+from agent.images.hosts import RegistryHost
 from agent.images.keyring import Keyring
 from agent.images.layout import LIMIT_BYTES, parse_document, pick_manifest, this_architecture
 from agent.images.lazy import Served, served_layers
-from agent.images.pinning import PINNED, PINNED_VALUE, UNTIL
+from agent.images.pinning import PINNED, PINNED_VALUE, UNTIL, pinned_until
 from agent.images.preflight import inspect_daemon
 from agent.images.prove import record_name
 from agent.images.records import Record, Records
@@ -132,7 +132,7 @@ class ContainerdClient:
     async def elsewhere(self) -> Mapping[str, str]:
         """See `Puller.elsewhere`."""
         config = (await self.daemon()).config
-        return {h: s for h, s in config.handlers.items() if s != self._snapshotter} if config else {}
+        return elsewhere(config, self._snapshotter) if config else {}
 
     async def way(self, name: str, handler: str) -> Way:
         """See `Puller.way`."""
@@ -190,8 +190,8 @@ class ContainerdClient:
     async def retry_after(self, name: str) -> float:
         """See `Puller.retry_after`: containerd keeps it to itself, so the registry is asked once more."""
         ref, daemon = parse_image_ref(name), await self.daemon()
-        roots = await asyncio.to_thread(daemon.roots_for, ref.host)
-        resolver = RegistryResolver(daemon.root / (roots[0] if roots else "nowhere").lstrip("/"))
+        directory = await asyncio.to_thread(daemon.hosts_directory, ref.host)
+        resolver = RegistryResolver(directory, root=daemon.root)
         try:
             await resolver.resolve(ref)
         except TransientFault as error:
@@ -210,7 +210,7 @@ class ContainerdClient:
     async def pins(self) -> Mapping[str, Pin]:
         """See `Pinner.pins`."""
         found = await self._records.find([f'labels."{UNTIL}"'])
-        return {r.name: Pin(until=_until(r), whole=r.labels.get(PINNED) == PINNED_VALUE) for r in found if _is_id(r)}
+        return {r.name: _pin(r) for r in found if r.name.startswith("sha256:")}
 
     async def pin(self, image_id: str, until: datetime) -> bool:
         """See `Pinner.pin`."""
@@ -249,7 +249,7 @@ class ContainerdClient:
         """See `Pinner.disk`."""
         daemon = await self.daemon()
         directory = daemon.directories.get(self._snapshotter)
-        return await asyncio.to_thread(read_disk, daemon.root / directory.lstrip("/")) if directory else None
+        return await asyncio.to_thread(read_disk, daemon.root, directory) if directory else None
 
     async def _pull_as_kubelet(self, name: str, handler: str, credentials: Credentials | None) -> None:
         request = runtime_pb2.PullImageRequest(image=runtime_pb2.ImageSpec(image=name, runtime_handler=handler))
@@ -352,23 +352,14 @@ class ContainerdClient:
 
 def _hosts(daemon: Daemon, host: str) -> tuple[RegistryHost, ...]:
     """Return where images of a registry may come from; nothing where that cannot be told."""
-    roots = daemon.roots_for(host)
     try:
-        return registry_hosts(daemon.root / (roots[0] if roots else "nowhere").lstrip("/"), host, "pull")
+        return daemon.hosts(host)
     except Permanent:  # containerd itself will say what is wrong with it
         return ()
 
 
-def _is_id(record: Record) -> bool:
-    return record.name.startswith("sha256:")
-
-
-def _until(record: Record) -> datetime:
-    """Return until when a pin of ours is meant; what cannot be read is over."""
-    try:
-        return datetime.fromisoformat(record.labels[UNTIL])
-    except ValueError:
-        return datetime.min.replace(tzinfo=UTC)
+def _pin(record: Record) -> Pin:
+    return Pin(until=pinned_until(record.labels[UNTIL]), whole=record.labels.get(PINNED) == PINNED_VALUE)
 
 
 def _event(envelope: types_pb2.Envelope) -> ImageEvent | None:

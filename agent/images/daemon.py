@@ -5,14 +5,17 @@ Sources: containerd docs/cri/config.md and docs/cri/registry.md; release notes o
 
 from __future__ import annotations
 
+import os
 import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
 
-from agent.images.hosts import hosts_file
+from agent.images.hosts import RegistryHost, hosts_file, registry_hosts
 from agent.images.lazy import LOCAL_SNAPSHOTTERS
+from agent.images.rooted import inside
 
 _IMAGES_V3 = "io.containerd.cri.v1.images"
 _RUNTIMES_V3 = "io.containerd.cri.v1.runtime"
@@ -70,7 +73,20 @@ class Daemon:
 
     def roots_for(self, host: str) -> tuple[str, ...]:
         """Return those of them that say anything of a registry host. Reads directories: not for the event loop."""
-        return tuple(r for r in self.roots if hosts_file(self.root / r.lstrip("/"), host))
+        return tuple(r for r in self.roots if hosts_file(self.root / r.lstrip("/"), host, self.root))
+
+    def hosts(self, host: str) -> tuple[RegistryHost, ...]:
+        """Return the places it pulls images of a registry host from. Reads files: not for the event loop.
+
+        Raises:
+            Permanent: a hosts.toml is malformed, or cannot be looked for.
+        """
+        return registry_hosts(self.hosts_directory(host), host, "pull", root=self.root)
+
+    def hosts_directory(self, host: str) -> Path:
+        """Return the hosts.toml directory for a registry host as seen from here; there may be none. Reads directories."""
+        roots = self.roots_for(host)
+        return self.root / (roots[0] if roots else "nowhere").lstrip("/")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,29 +125,51 @@ def pull_way(daemon: Daemon, *, snapshotter: str, handler: str, roots: Sequence[
     return Way(resumable=False, reason=f"not resumable, by the CRI: {why}")
 
 
+def elsewhere(config: DaemonConfig, snapshotter: str) -> Mapping[str, str]:
+    """Return by runtime handler which other snapshotter than the one that is looked at its images lie in.
+
+    "" stands for all handlers that are not named; one that does not follow it, and uses the right one, has "".
+    """
+    places = {"": config.snapshotter, **config.handlers}
+    others = {handler: place if place != snapshotter else "" for handler, place in places.items()}
+    return others if others[""] else {handler: place for handler, place in others.items() if place}
+
+
 def read_config(root: Path, file: str) -> DaemonConfig | None:
     """Read a containerd configuration with what it imports, None where it is unreadable; no file at all means the defaults.
+
+    A link to nothing, and the file system of a process that has ended, are unreadable: containerd may have read something there.
 
     Args:
         root: containerd's file system as seen from here.
         file: the path it was started with.
     """
     try:
+        place = inside(root, file)
+        if not os.path.lexists(place):
+            linked = place != root / os.path.normpath(file).lstrip("/")
+            return DaemonConfig() if root.is_dir() and not linked else None
         return parse_config(_merged(root, file))
-    except FileNotFoundError:
-        return DaemonConfig()
     except (OSError, ValueError, TypeError, AttributeError, RecursionError):  # not TOML, or not of the shape we know
         return None
 
 
 def _merged(root: Path, file: str) -> Mapping[str, object]:
-    document: dict[str, object] = tomllib.loads((root / file.lstrip("/")).read_text())
+    document: dict[str, object] = tomllib.loads(inside(root, file).read_text())
     imports = document.get("imports", [])
     for pattern in imports if isinstance(imports, list) else ():
-        whole = str(Path(file).parent / pattern).lstrip("/")
-        for each in sorted(root.glob(whole)):
+        for each in _imported(root, Path(file).parent / pattern):
             document = _joined(document, tomllib.loads(each.read_text()))
     return document
+
+
+def _imported(root: Path, pattern: Path) -> list[Path]:
+    """Return the files that an import names; without a `*` it names one, which must be there."""
+    fixed = list(takewhile(lambda part: "*" not in part, pattern.parts))
+    place, rest = inside(root, "/".join(fixed)), pattern.parts[len(fixed) :]
+    if not rest:
+        return [place]
+    return [inside(root, str(each.relative_to(root))) for each in sorted(place.glob("/".join(rest)))]
 
 
 def _joined(below: Mapping[str, object], above: Mapping[str, object], depth: int = 0) -> dict[str, object]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from agent.core.refs import ImageRef
 from agent.core.units import format_size
 from agent.images.faults import Fault, TransientFault
+from agent.images.rooted import inside
 
 # Bytes on disk for one compressed byte: the blob itself, and unpacked about twice of it. A judgement for serving images (CUDA and
 # Python libraries in gzip); too much is the safe side.
@@ -23,10 +24,10 @@ class Disk:
     free_bytes: int
 
 
-def read_disk(directory: Path) -> Disk | None:
-    """Return the file system of a directory, None where it is not there."""
+def read_disk(root: Path, directory: str) -> Disk | None:
+    """Return the file system of a directory below another `root`, None where it is not there."""
     try:
-        found = os.statvfs(directory)
+        found = os.statvfs(inside(root, directory))
     except OSError:
         return None
     return Disk(capacity_bytes=found.f_blocks * found.f_frsize, free_bytes=found.f_bavail * found.f_frsize)

@@ -66,7 +66,7 @@ _TEXTS = (
             re.IGNORECASE,
         ),
     ),
-    (Fault.NOT_FOUND, re.compile(r"not found|404", re.IGNORECASE)),
+    (Fault.NOT_FOUND, re.compile(r"not found|\b404\b", re.IGNORECASE)),
 )
 _ADVICE = {
     Fault.AUTH: "the registry wants other credentials for it (settings registry_config, credential_provider_config)",

@@ -13,6 +13,7 @@ from pathlib import Path
 from urllib.parse import quote, urlsplit
 
 from agent.core.errors import Permanent, cut
+from agent.images.rooted import inside
 
 _DOCKER_HUB = "registry-1.docker.io"  # what docker.io stands for
 
@@ -29,18 +30,21 @@ class RegistryHost:
     query: str = ""
 
 
-def registry_hosts(directory: Path, host: str, capability: str = "resolve") -> tuple[RegistryHost, ...]:
+def registry_hosts(
+    directory: Path, host: str, capability: str = "resolve", *, root: Path | None = None
+) -> tuple[RegistryHost, ...]:
     """Return the places to ask for images of `host`, mirrors first, the registry itself last. Reads files: not for the event loop.
 
     Args:
         directory: a hosts.toml directory.
         host: as image names have it.
         capability: what is asked of a mirror, `resolve` or `pull`.
+        root: the other file system that the directory lies in, as seen from here; None for our own.
 
     Raises:
         Permanent: a hosts.toml is malformed.
     """
-    file = hosts_file(directory, host)
+    file = hosts_file(directory, host, root)
     official = _DOCKER_HUB if host == "docker.io" else host
     if file is None:
         return (RegistryHost(base=f"https://{official}/v2", name=host),)
@@ -59,14 +63,16 @@ def registry_hosts(directory: Path, host: str, capability: str = "resolve") -> t
         raise Permanent(f"cannot read {file}: {error}") from error
 
 
-def hosts_file(directory: Path, host: str) -> Path | None:
-    """Return the file that says where images of `host` come from, None where there is none.
+def hosts_file(directory: Path, host: str, root: Path | None = None) -> Path | None:
+    """Return the file that says where images of `host` come from, None where there is none; links are followed in `root`.
 
     Raises:
         Permanent: it cannot be looked for.
     """
     try:
-        return next((f for f in _candidates(directory, host) if f.is_file()), None)
+        files = _candidates(directory, host)
+        found = files if root is None else (inside(root, str(file.relative_to(root))) for file in files)
+        return next((file for file in found if file.is_file()), None)
     except OSError as error:  # a name too long for a file, or no permission
         raise Permanent(f"cannot look for the hosts.toml of {cut(host, 100)}: {error.strerror}") from error
 

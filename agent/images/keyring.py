@@ -61,10 +61,9 @@ class Keyring:
             Permanent: a file with credentials, or the one that names plugins, is malformed.
         """
         own = await asyncio.to_thread(credentials_for, self._auths, ref.host)
-        if own is not None:
-            return (own,)
+        found = [own] if own else []
         granted = await self._secrets.auths(ref) if self._secrets else ()
-        found = [credentials for auths in granted if (credentials := credentials_among(auths, ref))]
+        found += [credentials for auths in granted if (credentials := credentials_among(auths, ref))]
         if self._providers and (told := await self._providers.credentials(ref)):
             found.append(told)
         return found

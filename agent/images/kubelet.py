@@ -6,6 +6,7 @@ from pathlib import Path
 
 from agent.core.documents import load_document
 from agent.core.errors import Invalid
+from agent.images.rooted import inside
 
 _FLAG, _CONFIG = "--image-service-endpoint", "--config"
 _RUNTIME_FLAG = "--container-runtime-endpoint"
@@ -45,7 +46,7 @@ def _value(words: list[str], flag: str) -> str:
 
 def _document(process: Path, name: str) -> dict[str, object]:
     try:
-        found = load_document((process / "root" / name.lstrip("/")).read_text()) if name else {}
+        found = load_document(inside(process / "root", name).read_text()) if name else {}
     except (OSError, ValueError, Invalid):
         return {}
     return dict(found) if isinstance(found, dict) else {}

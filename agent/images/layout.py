@@ -18,6 +18,10 @@ from agent.images.lazy import lazy_format
 LIMIT_BYTES = 4 << 20  # of an index, manifest or config: what registries accept for manifests
 _MAX_LAYER_BYTES = 1 << 44  # and an image of many such layers still fits the 63 bits of a status
 _MAX_LAYERS = 512  # overlayfs mounts at most 500, and containerd warns long before
+# What containerd takes in the place of an architecture, the best first; and how it writes a variant that may be written otherwise
+# (github.com/containerd/platforms, compare.go `platformVector` and database.go `normalizeArch`).
+_ALSO = {"amd64": (("386", ""),), "arm64": tuple(("arm", variant) for variant in ("v8", "v7", "v6", "v5"))}
+_VARIANTS = {("amd64", "v1"): "", ("arm64", "v8"): "", ("arm64", "8"): "", ("arm", ""): "v7"}
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "ppc64le": "ppc64le", "s390x": "s390x", "riscv64": "riscv64"}
 
 
@@ -65,7 +69,7 @@ def parse_document(content: bytes, digest: str) -> Mapping[str, object]:
 
 
 def pick_manifest(document: Mapping[str, object], digest: str, architecture: str) -> Digest | None:
-    """Return the manifest of linux/`architecture` if the document is an index, None if it is a manifest itself.
+    """Return the manifest that containerd takes on linux/`architecture` if the document is an index, None if it is a manifest itself.
 
     Raises:
         Permanent: the index has none, or is malformed.
@@ -73,11 +77,22 @@ def pick_manifest(document: Mapping[str, object], digest: str, architecture: str
     entries = document.get("manifests")
     if entries is None:
         return None
-    for entry in entries if isinstance(entries, list) else ():
-        on = entry.get("platform") if isinstance(entry, dict) else None
-        if isinstance(on, dict) and (on.get("os"), on.get("architecture")) == ("linux", architecture):
-            return _digest(entry, digest)
-    raise Permanent(f"image index {digest} has no manifest for linux/{architecture}")
+    wanted = ((architecture, ""), *_ALSO.get(architecture, ()))
+    found = [(_platform(entry), entry) for entry in (entries if isinstance(entries, list) else ())]
+    able = [(wanted.index(on), entry) for on, entry in found if on in wanted]
+    if not able:
+        raise Permanent(f"image index {digest} has no manifest for linux/{architecture}")
+    return _digest(min(able, key=lambda each: each[0])[1], digest)
+
+
+def _platform(entry: object) -> tuple[str, str]:
+    """Return architecture and variant of an index entry as containerd writes them; nothing where it is not of linux."""
+    on = entry.get("platform") if isinstance(entry, dict) else None
+    if not isinstance(on, dict) or on.get("os") != "linux":
+        return "", ""
+    architecture, variant = str(on.get("architecture")), str(on.get("variant") or "")
+    architecture = _ARCHITECTURES.get(architecture, architecture)
+    return architecture, _VARIANTS.get((architecture, variant), variant)
 
 
 def parse_manifest(document: Mapping[str, object], digest: str) -> Manifest:

@@ -6,6 +6,7 @@ Sources: stargz-snapshotter docs (eStargz, zstd:chunked; the state directory of 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from pathlib import Path
 STATES = (".stargz-snapshotter", ".soci-snapshotter")  # in the root of each layer's mount, seen by no container
 _SOURCES = ("stargz", "soci")  # of their mounts; those of buckets and the like are none of ours, and may hang
 _STATE_BYTES = 64 << 10
+_ESCAPED = re.compile(r"\\(0[0-7]{2}|1[0-7]{2})")  # space, tab, newline and backslash in a mount's place
 _ANNOTATIONS = {
     "containerd.io/snapshot/stargz/toc.digest": "eStargz",
     "io.containers.zstd-chunked.manifest-checksum": "zstd:chunked",
@@ -83,14 +85,15 @@ def served_layers(process: Path) -> Mapping[str, Served]:
 
 def _fuse_mounts(process: Path) -> Iterator[str]:
     try:
-        lines = (process / "mountinfo").read_text().splitlines()
+        lines = (process / "mountinfo").read_text(errors="surrogateescape").split("\n")
     except OSError:
         return
     for line in lines:
         left, _, right = line.partition(" - ")
         kind, source = [*right.split(" "), "", ""][:2]
-        if kind.startswith("fuse") and source in _SOURCES:
-            yield left.split()[4].replace("\\040", " ")
+        place = left.split(" ")[4:5]
+        if kind.startswith("fuse") and source in _SOURCES and place:
+            yield _ESCAPED.sub(lambda found: chr(int(found[1], 8)), place[0])
 
 
 def _states(directory: Path) -> Iterator[tuple[str, float]]:
@@ -103,5 +106,5 @@ def _states(directory: Path) -> Iterator[tuple[str, float]]:
             with file.open("rb") as opened:
                 told = json.loads(opened.read(_STATE_BYTES))
             yield str(told["digest"]), float(told.get("fetchedPercent", 0.0)) / 100
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError, OverflowError):
             continue

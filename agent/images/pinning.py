@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, timedelta
+from datetime import UTC, datetime, timedelta
 
 import structlog
 
 from agent.core.assignment import ImageWant
 from agent.core.clock import Clock
+from agent.core.errors import Permanent
 from agent.core.refs import ImageRef
 from agent.core.units import format_size
 from agent.images.board import Board
@@ -40,6 +41,16 @@ class _Answer:
     shielded: bool = False
 
 
+def pinned_until(label: str) -> datetime:
+    """Return until when a pin of ours is meant, by its label; what cannot be read, or has no zone, is over."""
+    over = datetime.min.replace(tzinfo=UTC)
+    try:
+        until = datetime.fromisoformat(label)
+    except ValueError:
+        return over
+    return until if until.tzinfo else over
+
+
 class Pins:
     """Brings the pins of this node in line with the plan."""
 
@@ -57,7 +68,7 @@ class Pins:
 
         Raises:
             Transient: containerd is away.
-            Permanent: it refuses.
+            Permanent: it refuses, and not one image alone.
         """
         if steps is None or not (steps or self._standing or self._standing is None):
             return
@@ -72,16 +83,24 @@ class Pins:
                 log.info("image unpinned", image=image_id, until=pin.until)
         for image_id, step in wanted.items():
             pin_now = standing.get(image_id)
-            stands = pin_now is not None and pin_now.whole and abs(pin_now.until - step.until) <= _ROUNDING
-            if not stands:
-                self._answers.pop(step.want.ref, None)
-                if await self._pinner.pin(image_id, step.until):
-                    log.info("image pinned", image=str(step.want.ref), until=step.until, again=pin_now is not None)
+            try:
+                await self._stand(image_id, step, pin_now)
+                notes[step.want.ref] = await self._read_back(step)
+            except Permanent as error:  # of this image alone
+                notes[step.want.ref] = PinNote(pinned=False, text=f"not pinned: {error}")
+                continue
             standing[image_id] = Pin(until=step.until, whole=True)
-            notes[step.want.ref] = await self._read_back(step)
         self._standing = standing
         self._answers = {ref: answer for ref, answer in self._answers.items() if ref in notes}
         self._board.pins_are(notes)
+
+    async def _stand(self, image_id: str, step: PinStep, pin_now: Pin | None) -> None:
+        """Have an image pinned as planned."""
+        if pin_now is not None and pin_now.whole and abs(pin_now.until - step.until) <= _ROUNDING:
+            return
+        self._answers.pop(step.want.ref, None)
+        if await self._pinner.pin(image_id, step.until):
+            log.info("image pinned", image=str(step.want.ref), until=step.until, again=pin_now is not None)
 
     def concerns(self, name: str) -> bool:
         """Say whether a record that changed is one of those we pinned: somebody may have taken the pin away."""

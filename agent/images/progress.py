@@ -1,7 +1,8 @@
-"""How many bytes of a pull are here: asked of the content store, which only a running pull does."""
+"""How many bytes of a pull are here: asked of containerd, which only a running pull does."""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -59,7 +60,8 @@ class Progress:
             self.activity = sum(ingests.values())
             self.fetches = bool(ingests) or not self._seen_any
             return Bytes()
-        done = await self._count(self._manifest, ingests)
+        await self._find_whole(self._manifest, ingests)
+        done = self._count(self._manifest, ingests)
         total = self._manifest.size_bytes
         rate = self._rate(done, monotonic)
         self.activity, self.fetches = done, done < total
@@ -77,11 +79,18 @@ class Progress:
             return now
         return _SMOOTHING * now + (1 - _SMOOTHING) * before.rate_bytes_per_second
 
-    async def _count(self, manifest: Manifest, ingests: Mapping[str, int]) -> int:
+    def _count(self, manifest: Manifest, ingests: Mapping[str, int]) -> int:
         done = 0
         for layer in manifest.layers:
-            if layer.digest not in self._whole and layer.digest not in ingests and await self._puller.has(layer.digest):
-                self._whole.add(layer.digest)
             whole = layer.digest in self._whole
             done += layer.size_bytes if whole else min(ingests.get(layer.digest, 0), layer.size_bytes)
         return done
+
+    async def _find_whole(self, manifest: Manifest, ingests: Mapping[str, int]) -> None:
+        """Note the layers that are here, in the content store or, where it discards what was unpacked, as snapshots."""
+        lacking = {layer.digest for layer in manifest.layers} - self._whole - ingests.keys()
+        here = {digest for digest in sorted(lacking) if await self._puller.has(digest)}
+        if lacking - here:
+            with contextlib.suppress(Permanent):
+                here |= lacking & await self._prover.unpacked(self._digest)
+        self._whole |= here

@@ -114,6 +114,18 @@ class Prover:
         found = await self._manifest(digest)
         return found[1] if found else None
 
+    async def unpacked(self, digest: str) -> frozenset[str]:
+        """Return the layers of an image, by blob, that are unpacked: those need not be fetched. None before its config is here.
+
+        Raises:
+            Transient: containerd is away.
+            Permanent: the documents are malformed, or containerd refuses to list.
+        """
+        parts = await self._take_apart(digest)
+        committed = await self._store.committed(self._snapshotter) if parts else frozenset()
+        layers = zip(parts.manifest.layers, parts.chain, strict=True) if parts else ()
+        return frozenset(blob.digest for blob, chain in layers if chain in committed)
+
     async def starts_with(self, manifest: Manifest) -> tuple[str, ...]:
         """Return the files that a container of an image starts with, as far as its config names them by their path.
 

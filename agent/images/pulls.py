@@ -203,17 +203,19 @@ class Pulls:
                     await self._check_room(step, found.total - found.done)
             except TransientFault as error:
                 if error.fault is Fault.NO_SPACE:
-                    self._stop(want.ref, error, patience)
+                    return self._stop(want.ref, error, patience)
             except (Transient, Permanent) as error:
                 log.debug("progress unknown", image=str(want.ref), error=str(error))
             if progress.activity != activity or not progress.fetches:
                 activity, moved_at = progress.activity, now
             if way.resumable and now - moved_at > _STALL_SECONDS:
                 text = f"no byte came for {_STALL_SECONDS:g} s; the next try goes on from there"
-                self._stop(want.ref, TransientFault(f"cannot pull {want.ref}: {text}", Fault.REGISTRY), patience)
+                fault = TransientFault(f"cannot pull {want.ref}: {text}", Fault.REGISTRY)
+                return self._stop(want.ref, fault, patience)
             await self._clock.sleep(_MEASURE_SECONDS if found.total or not progress.fetches else _FIRST_LOOKS_SECONDS)
 
     def _stop(self, ref: ImageRef, error: TransientFault, patience: asyncio.Timeout) -> None:
+        """End a pull, once: a timeout that has expired cannot be set again, and a pull takes its time to end."""
         self._stopped[ref] = error
         patience.reschedule(0)
 

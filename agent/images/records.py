@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from google.protobuf.field_mask_pb2 import FieldMask
 
-from agent.core.errors import Permanent
-from agent.core.refs import Digest, parse_digest
+from agent.core.errors import Permanent, cut
+from agent.core.refs import Digest, is_digest, parse_digest
 from agent.images.faults import Fault, PermanentFault
 from agent.images.rpc import Rpc
 from agent.pb.containerd import images_pb2, types_pb2
@@ -48,7 +48,11 @@ class Records:
         self._rpc = rpc
 
     async def get(self, name: str) -> Record | None:
-        """Return a record, None where there is none."""
+        """Return a record, None where there is none.
+
+        Raises:
+            Permanent: it points to no sha256 digest.
+        """
         request, path = images_pb2.GetImageRequest(name=name), "images.v1.Images/Get"
         try:
             answer = await self._rpc.native(path, request, images_pb2.GetImageResponse, f"look up image {name}")
@@ -59,10 +63,10 @@ class Records:
         return _record(answer.image)
 
     async def find(self, filters: Sequence[str]) -> tuple[Record, ...]:
-        """Return the records that any of containerd's filters matches."""
+        """Return the records that any of containerd's filters matches; not those that point to no sha256 digest."""
         request, path = images_pb2.ListImagesRequest(filters=filters), "images.v1.Images/List"
         answer = await self._rpc.native(path, request, images_pb2.ListImagesResponse, "list images")
-        return tuple(_record(image) for image in answer.images if image.target.digest)
+        return tuple(_record(image) for image in answer.images if is_digest(image.target.digest))
 
     async def label(self, record: Record, key: str, value: str) -> None:
         """Set or, with "", remove one label."""
@@ -71,6 +75,7 @@ class Records:
 
 
 def _record(image: images_pb2.Image) -> Record:
-    if not image.target.digest:
-        raise Permanent(f"image record {image.name} points to nothing")
+    if not is_digest(image.target.digest):  # other kinds are allowed there, and made by nobody we know of
+        target = cut(image.target.digest, 100) or "nothing"
+        raise Permanent(f"image record {cut(image.name, 200)} points to {target}, not to a sha256 digest")
     return Record(name=image.name, labels=dict(image.labels), target=image.target)

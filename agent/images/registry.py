@@ -59,10 +59,12 @@ class RegistryResolver:
     Args:
         directory: a hosts.toml directory, as containerd's config_path.
         auths: a Docker config file with `auths`, or None to ask anonymously.
+        root: the other file system that the directory lies in, as seen from here; None for our own.
     """
 
-    def __init__(self, directory: Path, auths: Path | None = None) -> None:
+    def __init__(self, directory: Path, auths: Path | None = None, root: Path | None = None) -> None:
         self._directory = directory
+        self._root = root
         self._auths = auths
         self._session: aiohttp.ClientSession | None = None
 
@@ -99,7 +101,7 @@ class RegistryResolver:
 
     async def _at_first(self, ref: ImageRef, ask: Callable[[RegistryHost], Awaitable[T]]) -> T:
         """Return the first good answer of the places to ask."""
-        hosts = await asyncio.to_thread(registry_hosts, self._directory, ref.host)
+        hosts = await asyncio.to_thread(registry_hosts, self._directory, ref.host, root=self._root)
         failures: list[TransientFault | PermanentFault] = []
         for host in hosts:
             try:

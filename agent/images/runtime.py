@@ -83,6 +83,8 @@ class Puller(Protocol):
     async def elsewhere(self) -> Mapping[str, str]:
         """Return the runtime handlers that unpack into another snapshotter than the one that is looked at, with its name.
 
+        "" stands for all that are not named; where it is there, those that unpack into the right one have "".
+
         Raises:
             Transient: containerd is away.
         """

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from agent.core.assignment import Assignment
+from agent.core.names import ANNOTATION_TAINT_LIFTED, TAINT_NOT_READY
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,9 +57,10 @@ class NodeView:
         """True if the kubelet says Ready."""
         return any(c.type == "Ready" and c.status == "True" for c in self.conditions)
 
-    def has_taint(self, key: str) -> bool:
-        """Say whether a taint of that key stands, whatever its effect."""
-        return any(taint.key == key for taint in self.taints)
+    @property
+    def starts_up(self) -> bool:
+        """True while the start-up taint stands, whatever its effect: once an agent has lifted it, one that stands was put back."""
+        return ANNOTATION_TAINT_LIFTED not in self.annotations and any(t.key == TAINT_NOT_READY for t in self.taints)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

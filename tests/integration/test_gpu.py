@@ -466,6 +466,20 @@ async def test_a_gpu_that_computes_wrongly_stays_unhealthy(node: Node) -> None:
     assert (node.cell.get().verdict, node.tests) == (UNHEALTHY, [Outcome.FAILED])
 
 
+async def test_a_restarted_agent_remembers_what_only_a_test_ends(node: Node) -> None:
+    node.control.cuda(wrong="product")
+    node.start(test=True)
+    await node.until(HEALTHY)
+    node.control.xid(0, 79)
+    await node.until(UNHEALTHY, "the active test failed")
+    await node.stop()
+    node.cell.set(GpuReport())
+    node.start(test=True)
+    await node.until(UNHEALTHY, "the active test failed")
+    await node.beats(3)
+    assert (node.cell.get().verdict, node.cell.get().count) == (UNHEALTHY, 2)
+
+
 async def test_under_the_start_up_taint_every_gpu_is_tested_before_it_is_healthy(node: Node) -> None:
     node.tainted.set(None)
     node.start(test=True)

@@ -15,11 +15,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.core.clock import SystemClock
+from agent.gpu.health import Fault
+from agent.gpu.kept import KeptFaults
 from agent.gpu.kernel_log import _RECORD, KernelLog, parse_record
 from agent.gpu.libraries import adopt_devices
 from agent.gpu.observation import Deaf, Event, Garbled, LogEvent, PciGpus, Started, parse_message, pci_address
 from agent.gpu.pci import PciBus
 from agent.gpu.proofs import Proofs
+from agent.gpu.reasons import Code
 from tests.bed.nvml import fake_pci
 
 
@@ -97,6 +100,8 @@ def test_no_bus_shows_no_gpu_and_one_that_cannot_be_read_says_so(tmp_path: Path)
             "3,7,1,-;NVRM: Xid (PCI:0008:01:00): 145, NVLINK: RLW_REMAP Nonfatal XC0 i0 Link 00",
             LogEvent(pci="0008:01:00.0", xid=145, nonfatal=True, seq=7),
         ),
+        ("3,7,1,-;NVRM: Xid (PCI:0000:3b:00 GPU-I:05): 95, pid=7", LogEvent(pci="0000:3b:00.0", xid=95, seq=7)),
+        ("3,7,1,-;NVRM: Xid (PCI:0000:3b:00 GPU-I:05 GPU-CI:00): 48, x", LogEvent(pci="0000:3b:00.0", xid=48, seq=7)),
         ("3,7,1,-;NVRM: GPU 0000:3b:00.0: GPU has fallen off the bus.", LogEvent(pci="0000:3b:00.0", seq=7)),
         ("3,7,1,-;NVRM: The NVIDIA GPU has fallen off the bus and is not responding.", LogEvent(pci="", seq=7)),
         ("3,7,1,-;NVRM: loading NVIDIA UNIX x86_64 Kernel Module", None),
@@ -207,3 +212,43 @@ def test_a_file_of_proofs_that_cannot_be_read_proves_nothing(tmp_path: Path, jun
     kept = Proofs(tmp_path / "proofs.json", "b")
     kept.load()
     assert not kept.covers(LogEvent(pci="x", seq=0))
+
+
+FAULTS = {
+    (Code.TEST_FAILED, "GPU-1"): Fault(text="the active test failed", event=True),
+    (Code.LOST, "GPU-2"): Fault(text="nvmlDeviceGetHandleByIndex: the GPU is lost"),
+}
+
+
+def test_faults_that_stand_hold_for_their_boot(tmp_path: Path) -> None:
+    file = tmp_path / "faults.json"
+    assert KeptFaults(file, "boot-1").save(FAULTS)
+    assert KeptFaults(file, "boot-1").load() == FAULTS
+    assert KeptFaults(file, "boot-2").load() == {}
+    assert [path.name for path in tmp_path.iterdir()] == ["faults.json"]
+    assert not KeptFaults(tmp_path / "none" / "faults.json", "boot-1").save(FAULTS)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        None, [], {}, {"gpu": "GPU-3"}, {"code": "lost"}, {"gpu": "GPU-3", "code": ["lost"]},
+        {"gpu": "GPU-3", "code": "no-such"},
+        {"gpu": "GPU-3", "code": "hot"},  # which the samples tell of
+        {"gpu": "", "code": "lost"}, {"gpu": "#0", "code": "lost"}, {"gpu": "0000:3b:00.0", "code": "xid-fatal"},
+    ],
+)  # fmt: skip
+def test_a_row_that_is_no_fault_hides_no_other(tmp_path: Path, row: object) -> None:
+    file = tmp_path / "faults.json"
+    good = {"gpu": "GPU-1", "code": "test-failed", "text": "x\n" * 400, "event": True}
+    file.write_text(json.dumps({"bootId": "b", "faults": [row, good]}))
+    ((key, fault),) = KeptFaults(file, "b").load().items()
+    assert (key, len(fault.text), fault.event) == ((Code.TEST_FAILED, "GPU-1"), 300, True)
+
+
+@pytest.mark.parametrize(
+    "junk", [b"", b"\xff", b"[]", b"[" * 100_000, b'{"bootId": "b"}', b'{"bootId": "b", "faults": {}}']
+)
+def test_a_file_of_faults_that_cannot_be_read_holds_none(tmp_path: Path, junk: bytes) -> None:
+    (tmp_path / "faults.json").write_bytes(junk)
+    assert KeptFaults(tmp_path / "faults.json", "b").load() == {}

@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 
 from agent.core.inventory import GpuVerdict
+from agent.core.names import ANNOTATION_TAINT_LIFTED, TAINT_NOT_READY
 from agent.gpu.events import XidClass, meaning, xid_class
 from agent.gpu.findings import Around
-from agent.gpu.health import Health, after_event, after_sample, after_test, recovered
+from agent.gpu.health import Health, after_event, after_sample, after_test, recovered, unproved
 from agent.gpu.observation import (
+    Answer,
     Died,
     Event,
     Hung,
@@ -27,6 +29,7 @@ from agent.gpu.observation import (
 from agent.gpu.questions import QUICK
 from agent.gpu.reasons import Code
 from agent.gpu.report import Policy
+from agent.kube.objects import NodeView, Taint
 from tests.unit.gpu.making import BUS, gpu, sample
 
 U, H, K, D, NONE = (
@@ -341,3 +344,53 @@ def test_what_an_idle_h100_answers_is_healthy() -> None:
     assert {name for name, answer in seen.gpus[0].answers.items() if answer.code} == {
         "retired_sbe", "retired_dbe", "retire_pending", "links"
     }  # fmt: skip
+
+
+FAILED = TestResult(outcome=Outcome.FAILED, text="a product is wrong")
+
+
+@pytest.mark.parametrize(
+    "sick",
+    [
+        after_test(HEALTHY, "GPU-0", FAILED, TESTED),
+        after_test(HEALTHY, "GPU-0", replace(FAILED, outcome=Outcome.HUNG), TESTED),
+        after_event(HEALTHY, Event(uuid="GPU-0", type=0x2000), TESTED),
+        after_event(HEALTHY, xid(79), TESTED),
+        grown(HEALTHY, sample(replace(gpu(0), answers={"recovery": Answer(15)}), gpu(1)), policy=TESTED),
+    ],
+    ids=["failed", "hung", "poison", "xid", "lost"],
+)
+def test_what_only_a_test_ends_stands_for_the_next_agent_too(sick: Health) -> None:
+    again = grown(Health(faults=unproved(sick)), sample(), policy=TESTED)
+    assert again.report.verdict is U
+    again = grown(again, *[sample()] * 4, policy=TESTED)
+    assert (again.report.verdict, codes(again)) == (U, codes(sick))
+    assert again.report.gpus[0].verdict is U
+    assert [each.uuid for each in again.due(TESTED)] == ["GPU-0"]
+    assert after_test(again, "GPU-0", PASSED, TESTED).report.verdict is H
+
+
+def test_what_the_samples_tell_of_is_left_to_the_next_agents_samples() -> None:
+    sick = grown(HEALTHY, Hung(pid=1, seconds=10), policy=TESTED)
+    assert unproved(grown(sick, sample(gpu(0, temperature=(200, 90))), policy=TESTED)) == {}
+
+
+def test_a_new_agent_that_knows_of_a_sick_gpu_says_nothing_before_it_has_looked_and_counts_the_others() -> None:
+    quorum = replace(TESTED, quorum=1)
+    again = Health(faults=unproved(after_test(HEALTHY, "GPU-0", FAILED, quorum)))
+    assert again.report.verdict is K
+    again = grown(again, sample(), policy=quorum)
+    assert (again.report.verdict, again.report.verdict_for(1)) == (D, H)
+
+
+@pytest.mark.parametrize(
+    ("annotations", "tested"), [({}, ["GPU-0", "GPU-1"]), ({ANNOTATION_TAINT_LIFTED: "true"}, ["GPU-0"])]
+)
+def test_an_agent_that_starts_under_a_taint_that_was_put_back_tests_sick_gpus_only(
+    annotations: dict[str, str], tested: list[str]
+) -> None:
+    node = NodeView(name="n", annotations=annotations, taints=(Taint(key=TAINT_NOT_READY, effect="NoSchedule"),))
+    around = replace(AROUND, tainted=node.starts_up)
+    health = grown(after_event(Health(), line(79), TESTED), *[sample()] * 4, policy=TESTED, around=around)
+    assert [each.uuid for each in health.due(TESTED)] == tested
+    assert (after_test(health, "GPU-0", PASSED, TESTED).report.verdict is H) == bool(annotations)

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from agent.images.daemon import Daemon, DaemonConfig, config_file, parse_config, pull_way, read_config
+from agent.core.inventory import Inventory
+from agent.images.daemon import Daemon, DaemonConfig, config_file, elsewhere, parse_config, pull_way, read_config
+from agent.images.disk import read_disk
 
 NEW = Daemon(version="v2.2.2", transfer=True, config=DaemonConfig(roots=("/etc/certs.d",)))
 
@@ -119,3 +121,86 @@ def test_the_configuration_is_the_one_that_the_command_line_names() -> None:
     assert config_file(["containerd", "-c", "/x.toml", "-l", "info"]) == "/x.toml"
     assert config_file(["containerd", "--config=/y.toml"]) == "/y.toml"
     assert config_file(["containerd"]) == "/etc/containerd/config.toml"
+
+
+@pytest.mark.parametrize(
+    ("default", "handlers", "unproved"),
+    [
+        ("overlayfs", {}, {}),
+        ("overlayfs", KATA, {"kata": "runtime handler kata unpacks into devmapper"}),
+        ("stargz", {"plain": "overlayfs"}, {"": "set snapshotter (PREWARM_SNAPSHOTTER) to stargz", "nvidia": "unpacks into stargz"}),
+        ("stargz", KATA, {"": "unpacks into stargz", "nvidia": "unpacks into stargz", "kata": "unpacks into devmapper"}),
+    ],
+)  # fmt: skip
+def test_nothing_is_proved_for_handlers_that_unpack_elsewhere_the_default_one_among_them(
+    default: str, handlers: dict[str, str], unproved: dict[str, str]
+) -> None:
+    there = elsewhere(DaemonConfig(snapshotter=default, handlers=handlers), "overlayfs")
+    inventory = Inventory(elsewhere=there)
+    for handler in ("", "nvidia", "kata", "plain"):
+        if handler in ("kata", "plain") and handler not in handlers:
+            continue
+        told = inventory.unproved(handler)
+        assert bool(told) == (handler in unproved)
+        assert unproved.get(handler, "") in told
+
+
+LEGACY = '[plugins."io.containerd.grpc.v1.cri".registry.mirrors."x.io"]\nendpoint = ["http://m"]\n'
+
+
+def test_links_in_the_daemons_file_system_are_followed_inside_it(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    for directory in ("etc/containerd", "opt/conf.d", "srv"):
+        (root / directory).mkdir(parents=True)
+    (root / "opt/c.toml").write_text('imports = ["conf.d/*.toml"]\n')
+    (root / "etc/containerd/config.toml").symlink_to("/opt/c.toml")
+    (root / "etc/containerd/conf.d").symlink_to("/opt/conf.d")
+    (root / "opt/conf.d/x.toml").symlink_to("../../../../srv/x.toml")  # which ends at the root, as for containerd
+    (root / "srv/x.toml").write_text(LEGACY)
+    assert read_config(root, "/etc/containerd/config.toml") == DaemonConfig(legacy_registries=True)
+
+
+@pytest.mark.parametrize(
+    "target", ["/outside.toml", "../../../outside.toml", "/etc/containerd/config.toml", "/nowhere/x"]
+)
+def test_a_configuration_that_is_there_and_cannot_be_read_is_not_taken_for_the_defaults(
+    tmp_path: Path, target: str
+) -> None:
+    root = tmp_path / "root"
+    (root / "etc/containerd").mkdir(parents=True)
+    (tmp_path / "outside.toml").write_text("")
+    (root / "etc/containerd/config.toml").symlink_to(target)
+    assert read_config(root, "/etc/containerd/config.toml") is None
+
+
+def test_what_is_imported_and_gone_and_the_files_of_a_process_that_is_gone_are_not_the_defaults(tmp_path: Path) -> None:
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc/c.toml").write_text('imports = ["/etc/x.toml"]\n')
+    (tmp_path / "etc/x.toml").symlink_to("/etc/none.toml")
+    assert read_config(tmp_path, "/etc/c.toml") is None
+    (tmp_path / "etc/c.toml").write_text('imports = ["/etc/x*.toml"]\n')
+    assert read_config(tmp_path, "/etc/c.toml") is None
+    (tmp_path / "etc/c.toml").write_text('imports = ["/*/y*.toml"]\n')
+    assert read_config(tmp_path, "/etc/c.toml") == DaemonConfig()
+    (tmp_path / "etc/y.toml").write_text(LEGACY)
+    assert read_config(tmp_path, "/etc/c.toml") == DaemonConfig(legacy_registries=True)
+    assert read_config(tmp_path / "gone", "/etc/c.toml") is None
+    assert read_config(tmp_path, "/etc/none.toml") == DaemonConfig()
+
+
+def test_hosts_of_a_registry_behind_links_are_found_inside_the_daemons_file_system(tmp_path: Path) -> None:
+    (tmp_path / "opt/certs/r.io").mkdir(parents=True)
+    (tmp_path / "opt/real.toml").write_text('server = "http://10.0.0.1:5000"\n')
+    (tmp_path / "opt/certs/r.io/hosts.toml").symlink_to("/opt/real.toml")
+    (tmp_path / "certs.d").symlink_to("/opt/certs")
+    daemon = replace(NEW, root=tmp_path, config=DaemonConfig(roots=("/certs.d",)))
+    assert daemon.roots_for("r.io") == ("/certs.d",)
+    assert [host.base for host in daemon.hosts("r.io")] == ["http://10.0.0.1:5000/v2"]
+    assert [host.base for host in daemon.hosts("other.io")] == ["https://other.io/v2"]
+
+
+def test_the_disk_behind_a_link_is_the_daemons(tmp_path: Path) -> None:
+    (tmp_path / "data/containerd").mkdir(parents=True)
+    (tmp_path / "lib").symlink_to("/data")
+    assert read_disk(tmp_path, "/lib/containerd") is not None
+    assert read_disk(tmp_path, "/lib/none") is None

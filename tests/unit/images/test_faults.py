@@ -38,6 +38,8 @@ PULL = 'failed to pull and unpack image "r/a:1": '
         ),
         ("UNAVAILABLE", f"{PULL}unexpected status code https://r/v2/: 503 Service Unavailable", Fault.REGISTRY),
         ("UNKNOWN", f"{PULL}failed to copy: httpReadSeeker: failed open: unexpected EOF", Fault.REGISTRY),
+        ("UNKNOWN", f"{PULL}failed to extract layer sha256:1f404ab: unpigz: signal: killed", Fault.OTHER),
+        ("UNKNOWN", f"{PULL}unexpected status code 404", Fault.NOT_FOUND),
         ("DEADLINE_EXCEEDED", "Deadline Exceeded", Fault.OTHER),
         ("INVALID_ARGUMENT", "snapshotter not loaded: x: invalid argument", Fault.REFUSED),
         ("UNIMPLEMENTED", "unknown service", Fault.REFUSED),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 from pathlib import Path
 
@@ -80,3 +81,19 @@ async def test_counting_that_is_cancelled_again_and_again_ends(monkeypatch: pyte
             await task
         assert sources._pulls == 0
         assert sources._connections is None
+
+
+def test_mounts_and_states_in_no_known_form_hide_no_other(tmp_path: Path) -> None:
+    strange, good = tmp_path / "root" / os.fsdecode(b"\xff a\xe2\x80\xa8"), tmp_path / "root" / "b"
+    for name, mount in (("strange", strange), ("good", good)):
+        state = mount / ".stargz-snapshotter"
+        state.mkdir(parents=True)
+        (state / "x.json").write_text(f'{{"digest": "{name}", "fetchedPercent": 100}}')
+    (good / ".stargz-snapshotter" / "deep.json").write_text("[" * 60_000)
+    (good / ".stargz-snapshotter" / "huge.json").write_text('{"digest": "h", "fetchedPercent": 1' + "0" * 400 + "}")
+    (tmp_path / "mountinfo").write_bytes(
+        b"36 35 0:5 / /\xff\\040a\xe2\x80\xa8 rw - fuse.rawBridge stargz rw\n"
+        b"half - fuse.rawBridge stargz rw\n"
+        b"36 35 0:5 / /b rw - fuse.rawBridge stargz rw\n"
+    )
+    assert set(served_layers(tmp_path)) == {"strange", "good"}

@@ -33,3 +33,12 @@ def test_without_a_kubelet_there_is_none(tmp_path: Path) -> None:
     (tmp_path / "1").mkdir()
     (tmp_path / "1" / "cmdline").write_bytes(b"/sbin/init\0")
     assert image_endpoint(tmp_path) == ""
+
+
+def test_a_configuration_behind_a_link_is_looked_for_in_the_kubelets_own_file_system(tmp_path: Path) -> None:
+    process = tmp_path / "17"
+    (process / "root" / "data").mkdir(parents=True)
+    (process / "root" / "data" / "k.yaml").write_text(CONFIG)
+    (process / "root" / "k.yaml").symlink_to("/data/k.yaml")
+    (process / "cmdline").write_bytes(b"/usr/bin/kubelet\0--config=/k.yaml\0")
+    assert image_endpoint(tmp_path) == "/run/lazy.sock"

@@ -38,7 +38,40 @@ def test_the_index_entry_of_this_platform_is_picked() -> None:
         pick_manifest(index, A, "s390x")
 
 
-@pytest.mark.parametrize("manifests", [{}, 3, [1], [{"platform": 1}]])
+@pytest.mark.parametrize(
+    ("machine", "entries", "picked"),
+    [
+        ("amd64", ["amd64/v3", "amd64"], 1),
+        ("amd64", ["amd64/v2", "amd64/v1"], 1),
+        ("amd64", ["386", "x86_64"], 1),
+        ("amd64", ["arm64", "386"], 1),
+        ("amd64", ["amd64/v2", "amd64/v3"], None),
+        ("arm64", ["arm64/v9", "arm64/v8", "arm64"], 1),
+        ("arm64", ["arm/v6", "arm", "amd64"], 1),
+        ("arm64", ["arm/v7", "arm64"], 1),
+        ("s390x", ["s390x/z15", "s390x"], 1),
+    ],
+)
+def test_of_several_entries_for_a_machine_the_one_is_picked_that_containerd_takes(
+    machine: str, entries: list[str], picked: int | None
+) -> None:
+    made = []
+    for n, each in enumerate(entries):
+        architecture, _, variant = each.partition("/")
+        on = {"os": "linux", "architecture": architecture} | ({"variant": variant} if variant else {})
+        made.append({"digest": f"sha256:{n:064x}", "platform": on})
+    index: dict[str, object] = {"manifests": made}
+    if picked is None:
+        with pytest.raises(Permanent, match=f"no manifest for linux/{machine}"):
+            pick_manifest(index, A, machine)
+    else:
+        assert pick_manifest(index, A, machine) == made[picked]["digest"]
+
+
+@pytest.mark.parametrize(
+    "manifests",
+    [{}, 3, [1], [{"platform": 1}], [{"platform": {"os": "linux", "architecture": "amd64", "variant": ["v1"]}}]],
+)
 def test_a_malformed_index_has_no_manifest(manifests: object) -> None:
     with pytest.raises(Permanent, match="no manifest for linux/amd64"):
         pick_manifest({"manifests": manifests}, A, "amd64")

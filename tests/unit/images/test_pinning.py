@@ -5,11 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
+
+import pytest
 
 from agent.core.assignment import ImageWant
 from agent.core.inventory import ImageLevel
 from agent.images.disk import DISK_FACTOR, Disk
+from agent.images.faults import Fault, PermanentFault
+from agent.images.pinning import pinned_until
 from agent.images.runtime import Pin
 from agent.plan.decision import NodePlan, PinStep
 from tests.fakes.virtual_time import LoopClock, run_virtual
@@ -180,3 +184,32 @@ def test_a_pull_found_not_to_fit_when_its_manifest_is_here_is_ended() -> None:
             assert "containerd's disk has 3 B left" in bench.state(want).error
 
     play(story)
+
+
+def test_an_image_that_cannot_be_pinned_is_said_to_and_keeps_no_other_from_it() -> None:
+    async def story(bench: Bench) -> None:
+        first, second = await bench.hold(A), await bench.hold(B)
+        odd, pin = bench.node.registry[A].config, bench.node.pin
+
+        async def refuse_one(image_id: str, until: datetime) -> bool:
+            if image_id == odd:
+                raise PermanentFault("its record points to sha512:…", Fault.REFUSED)
+            return await pin(image_id, until)
+
+        bench.node.pin = refuse_one  # type: ignore[method-assign]
+        async with running(bench):
+            bench.plan.set(plan(first, second, pinned=(first, second)))
+            await bench.until(second, lambda state: state.pinned)
+            assert "; not pinned: its record points to sha512:…" in bench.state(first).reason
+            assert list(bench.node.pinned) == [bench.node.registry[B].config]
+
+    play(story)
+
+
+@pytest.mark.parametrize("label", ["", "soon", "2026-12-01", "2099-12-01T00:00:00"])
+def test_a_pin_whose_time_cannot_be_told_is_over(label: str) -> None:
+    assert pinned_until(label) <= datetime.now(UTC)
+
+
+def test_the_time_of_a_pin_is_read_as_it_was_written() -> None:
+    assert pinned_until("2026-12-01T10:00:00Z") == datetime(2026, 12, 1, 10, tzinfo=UTC)

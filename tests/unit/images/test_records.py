@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import agent
-from agent.core.errors import Invalid
-from agent.images.records import Record, relabelled
-from agent.pb.containerd import types_pb2
+from agent.core.errors import Invalid, Permanent
+from agent.images.records import Record, Records, relabelled
+from agent.images.rpc import Rpc
+from agent.pb.containerd import images_pb2, types_pb2
 
 DIGEST = "sha256:" + "a" * 64
 
@@ -39,3 +41,28 @@ def test_nothing_else_makes_such_a_request() -> None:
         and any(word in file.read_text() for word in ("UpdateImageRequest", "Images/Update", "Images/Create"))
     }
     assert users == {"images/records.py"}
+
+
+class OneOdd(Rpc):
+    """A containerd with two image records, of which the second points to a digest of another kind, or to nothing."""
+
+    def __init__(self, odd: str) -> None:
+        self._images = [images_pb2.Image(name=name) for name in ("good", "odd")]
+        for image, digest in zip(self._images, (DIGEST, odd), strict=True):
+            image.target.digest = digest
+
+    async def native(self, path: str, request: object, kind: object, what: str, **_: object) -> Any:
+        if isinstance(request, images_pb2.GetImageRequest):
+            return images_pb2.GetImageResponse(image=next(i for i in self._images if i.name == request.name))
+        return images_pb2.ListImagesResponse(images=self._images)
+
+
+@pytest.mark.parametrize("odd", ["", "sha512:" + "a" * 128, "nonsense\n"])
+async def test_a_record_of_another_kind_is_refused_by_itself_and_left_out_of_those_that_are_found(odd: str) -> None:
+    records = Records(OneOdd(odd))
+    assert [record.name for record in await records.find([])] == ["good"]
+    found = await records.get("good")
+    assert found is not None
+    assert found.digest == DIGEST
+    with pytest.raises(Permanent, match="image record odd points to"):
+        await records.get("odd")

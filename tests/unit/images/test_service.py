@@ -374,6 +374,49 @@ def test_a_resumable_pull_without_a_byte_for_five_minutes_is_ended_and_tried_aga
     play(story)
 
 
+def test_a_pull_that_takes_its_time_to_end_is_ended_once() -> None:
+    async def story(bench: Bench) -> None:
+        want = bench.offer(A)
+        bench.node.gate = asyncio.Event()
+        pull = bench.node.pull
+
+        async def slow_to_end(name: str, handler: str) -> None:
+            try:
+                await pull(name, handler)
+            finally:
+                await asyncio.sleep(10)
+
+        bench.node.pull = slow_to_end  # type: ignore[method-assign]
+        async with running(bench):
+            bench.ask(want)
+            await bench.until(want, lambda state: state.error != "")
+            assert "no byte came for 300 s" in bench.state(want).error
+            assert bench.outcomes == [(A, "registry away", False)]
+            bench.node.gate.set()
+            await bench.until_level(want, ImageLevel.UNPACKED)
+
+    play(story)
+
+
+def test_layers_that_were_unpacked_before_and_discarded_are_done_and_unpacking_the_rest_is_no_stall() -> None:
+    async def story(bench: Bench) -> None:
+        want = bench.offer(A)
+        image = bench.node.registry[A]
+        bench.node.snapshots["overlayfs"].add(image.chain[0])
+        bench.node.content.update({d: b for d, b in image.blobs.items() if d != image.layers[0]})
+        bench.node.gate = asyncio.Event()
+        async with running(bench):
+            bench.ask(want)
+            await bench.until(want, lambda state: state.done_bytes > 0)
+            assert bench.state(want).done_bytes == bench.state(want).total_bytes > 0
+            await asyncio.sleep(1000)
+            assert (bench.state(want).error, bench.outcomes) == ("", [])
+            bench.node.gate.set()
+            await bench.until_level(want, ImageLevel.UNPACKED)
+
+    play(story)
+
+
 def test_what_an_interrupted_pull_fetched_is_told_and_let_go_of_when_the_image_leaves_the_plan() -> None:
     async def story(bench: Bench) -> None:
         want = bench.offer(A)

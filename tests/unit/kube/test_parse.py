@@ -284,3 +284,13 @@ def test_fields_of_the_wrong_type_count_as_absent(odd: object) -> None:
     assert parse_pod(broken).containers == ()
     assert workload_parser("apps/v1", "Deployment")(broken).spec == PodSpecView()
     assert parse_nodewarmup({**broken, "spec": {}}).name == "n"
+
+
+def test_a_taint_that_an_agent_put_back_is_not_the_start_up_taint() -> None:
+    spec = {
+        "taints": [{"key": "other", "effect": "NoSchedule"}, {"key": "prewarm.dev/not-ready", "effect": "NoSchedule"}]
+    }
+    lifted = {"name": "n", "annotations": {"prewarm.dev/taint-lifted": "true"}}
+    assert parse_node({"metadata": {"name": "n"}, "spec": spec}).starts_up
+    assert not parse_node({"metadata": lifted, "spec": spec}).starts_up
+    assert not parse_node({"metadata": {"name": "n"}}).starts_up
