@@ -181,9 +181,14 @@ def test_a_file_that_is_absent_is_said() -> None:
     ("name", "content", "told"),
     [
         ("ms.csv", b"endpoint,slot_start_epoch_s,demand\na,1700000000000,1\n", "is not a time in whole seconds"),
-        ("a.csv.gz", gzip.compress(b"endpoint,slot_start_epoch_s,demand\n")[:12] + b"\xff" * 30, "cannot read"),
+        (
+            "a.csv.gz",
+            gzip.compress(b"endpoint,slot_start_epoch_s,demand\n", mtime=0)[:12] + b"\xff" * 30,
+            "cannot read",
+        ),
         ("inf.csv", b"endpoint,slot_start_epoch_s,demand\na,-1,1\n", "is not a time in whole seconds"),
     ],
+    ids=["milliseconds", "damaged", "negative"],
 )
 def test_what_is_no_recording_is_refused(tmp_path: Path, name: str, content: bytes, told: str) -> None:
     path = tmp_path / name
