@@ -13,9 +13,8 @@ from typing import NoReturn
 from agent.core.errors import PrewarmError
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
-_DEEPEST = (
-    11_000  # JSON of an API server may be 10,000 levels deep: one such object must not hide all others of its kind
-)
+# JSON of an API server may be 10,000 levels deep (Go's encoding/json): one such object must not hide all others of its kind.
+_DEEPEST = 11_000
 
 COMMANDS = {
     "agent": "warm this node and publish its readiness (the DaemonSet; or alone with --plan FILE)",
@@ -54,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     except BrokenPipeError:
-        nobody_reads()  # after the work that is all there is to it; within it, the work was not done
+        nobody_reads()  # `code` says whether the work was done before
     return int(code or 0)
 
 

@@ -188,6 +188,7 @@ def test_status_of_the_fleet_says_why_the_api_server_refuses(status: int, tmp_pa
     [
         (["plan"], "--file"),
         (["plan", "-f", "-", "--at", "noon"], "noon"),
+        (["plan", "-f", "/dev/null", "--at", "9999-12-31T00:00:00Z"], "9999-12-31"),
         (["plan", "-f", "-", "--rate", "quick"], "quick"),
         (["plan", "-f", "-", "--rate", "0"], "--rate"),
         (["hydrate", "http://x/y", "--to", "/tmp/x"], "http://x/y"),

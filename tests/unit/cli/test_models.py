@@ -177,6 +177,16 @@ def test_pin_and_unpin_say_whether_anything_changed(store: Store, commit: Make, 
     assert store.pinned() == frozenset()
 
 
+def test_a_store_that_cannot_be_changed_is_said(store: Store, commit: Make, models: Call) -> None:
+    digest = commit("llama")
+    pins = store.root / "pins"
+    if pins.is_dir():
+        pins.rmdir()
+    pins.touch()  # where a directory is needed
+    code, _, err = models("pin", digest)
+    assert (code, "cannot change the store" in err) == (1, True), err
+
+
 def test_a_word_must_mean_one_version(commit: Make, models: Call) -> None:
     commit("llama", etag="1")
     commit("llama", etag="2")
