@@ -13,9 +13,11 @@ import pytest_asyncio
 from agent.config import Settings
 from agent.core.clock import SystemClock
 from agent.core.errors import Permanent, Transient
-from agent.core.refs import Digest, ImageRef, ModelUri
+from agent.core.refs import Digest, EndpointKey, ImageRef, ModelUri
 from agent.core.sources import SourceRule
+from agent.demand.history import Track
 from agent.fleet.fleet import Fleet
+from agent.fleet.history import HistoryReport
 from agent.fleet.sources import AGENT_LABELS
 from agent.kube.api import KubeApi
 from agent.kube.credentials import FixedServer
@@ -254,6 +256,14 @@ async def test_a_planner_that_leads_no_more_reports_nothing_as_held_or_unwritten
         await until(server, lambda: bool(fleet.withdrawals.get().held))
     assert fleet.withdrawals.get().held is None
     assert fleet.publishing.get().failing == {}
+
+
+async def test_a_planner_that_leads_no_more_tells_of_no_histories(server: FakeApiServer, models: Models) -> None:
+    async with planner(server, models) as fleet:
+        await until(server, fleet.leading.get)
+        told = HistoryReport(tracks={EndpointKey(namespace="shop", name="chat"): Track()}, failures={"write": 1})
+        fleet.history.set(told)
+    assert fleet.history.get() == HistoryReport(failures={"write": 1})
 
 
 async def test_a_brake_that_holds_is_told_of_in_an_event_until_it_lets_go(
