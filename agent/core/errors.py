@@ -24,6 +24,8 @@ def cut(text: object, limit: int = 300) -> str:
 
     Control characters become spaces, so nothing from outside can forge a log line or a terminal sequence.
     """
-    line = "".join(c if c.isprintable() else " " for c in str(text))
+    line = str(text)
+    if not line.isprintable():
+        line = "".join(c if c.isprintable() else " " for c in line)
     line = " ".join(line.split())
     return line if len(line) <= limit else line[: limit - 1] + "…"

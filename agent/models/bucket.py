@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from urllib.parse import quote
 
 from agent.models.dial import Proxy
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)  # no slots: each request says `netloc`, which is made once and kept
 class Bucket:
     """Where the bodies of one bucket's objects are read: `scheme://host:port` and the path before each key."""
 
@@ -24,7 +25,7 @@ class Bucket:
         query = f"?versionId={quote(version_id, safe='', errors='surrogateescape')}" if version_id else ""
         return self.base_path + quote(key, safe="/-_.~") + query
 
-    @property
+    @cached_property
     def netloc(self) -> str:
         """Return the host as the `Host` header has it: the port only where it is not the scheme's own."""
         usual = {"http": 80, "https": 443}[self.scheme]

@@ -14,6 +14,7 @@ import binascii
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import pairwise
 from typing import Any
 
@@ -109,34 +110,47 @@ def cuts(ends: tuple[int, ...], offset: int, length: int) -> list[int]:
 
 def sum_range(entry: ObjectEntry, offset: int, view: memoryview) -> RangeSums:
     """Checksum one range while it is hot; releases the GIL."""
-    from awscrt import checksums
-
     algorithm = algorithm_of(entry)
     other, pieces = 0, []
     if algorithm in ("crc32c", "crc32"):
-        crc = getattr(checksums, algorithm)
+        crc = _sums()[algorithm]
         if entry.checksum_type == COMPOSITE:
             edges = [0, *cuts(entry.part_ends, offset, len(view))]
             pieces = [(end - start, crc(view[start:end])) for start, end in pairwise(edges)]
         else:
             other = crc(view)
     return RangeSums(
-        offset=offset, length=len(view), crc64=checksums.crc64nvme(view), other=other, pieces=tuple(pieces)
+        offset=offset, length=len(view), crc64=_sums()["crc64nvme"](view), other=other, pieces=tuple(pieces)
     )
+
+
+@cache
+def _sums() -> Mapping[str, Callable[[memoryview], int]]:
+    """Return what sums by each CRC at tens of GB/s, the GIL free; imported when it is needed first."""
+    from awscrt import checksums
+    from isal import isal_zlib
+
+    return {"crc64nvme": checksums.crc64nvme, "crc32c": checksums.crc32c, "crc32": isal_zlib.crc32}
 
 
 def whole_crc64(sums: Iterable[RangeSums]) -> int:
     """Join the CRC64NVME of ranges that follow each other from offset 0."""
+    return _join([(s.crc64, s.length) for s in sums], "crc64nvme")
+
+
+def _join(parts: list[tuple[int, int]], algorithm: str) -> int:
+    (whole, _), *others = parts or [(0, 0)]
+    for crc, length in others:
+        whole = _combine(algorithm)(whole, crc, length)
+    return whole
+
+
+@cache
+def _combine(algorithm: str) -> Callable[[int, int, int], int]:
     from awscrt import checksums
 
-    return _join(((s.crc64, s.length) for s in sums), checksums.combine_crc64nvme)
-
-
-def _join(parts: Iterable[tuple[int, int]], combine: Callable[[int, int, int], int]) -> int:
-    whole = 0
-    for crc, length in parts:
-        whole = combine(whole, crc, length)
-    return whole
+    combine: Callable[[int, int, int], int] = getattr(checksums, f"combine_{algorithm}")
+    return combine
 
 
 def check_whole(entry: ObjectEntry, sums: Iterable[RangeSums], hashed: bytes = b"") -> str:
@@ -163,8 +177,6 @@ def check_whole(entry: ObjectEntry, sums: Iterable[RangeSums], hashed: bytes = b
 
 
 def _check_stated(entry: ObjectEntry, algorithm: str, in_order: list[RangeSums], hashed: bytes) -> None:
-    from awscrt import checksums
-
     stated = entry.checksum.partition(":")[2]
     if algorithm in HASHES:
         found = hashed
@@ -173,8 +185,7 @@ def _check_stated(entry: ObjectEntry, algorithm: str, in_order: list[RangeSums],
     elif entry.checksum_type == COMPOSITE:
         found = _crc_of_crcs(entry, algorithm, in_order)
     else:
-        combine = getattr(checksums, f"combine_{algorithm}")
-        found = _bytes(_join(((s.other, s.length) for s in in_order), combine), algorithm)
+        found = _bytes(_join([(s.other, s.length) for s in in_order], algorithm), algorithm)
     if entry.checksum_type == COMPOSITE:
         stated = stated.rpartition("-")[0]
     if not _same(stated, found, algorithm):
@@ -190,9 +201,7 @@ def _bytes(crc: int, algorithm: str) -> bytes:
 
 
 def _crc_of_crcs(entry: ObjectEntry, algorithm: str, sums: Iterable[RangeSums]) -> bytes:
-    from awscrt import checksums
-
-    combine = getattr(checksums, f"combine_{algorithm}")
+    combine = _combine(algorithm)
     pieces = iter([piece for each in sums for piece in each.pieces])
     of_parts = b""
     for size in entry.part_sizes:
@@ -201,7 +210,7 @@ def _crc_of_crcs(entry: ObjectEntry, algorithm: str, sums: Iterable[RangeSums]) 
             length, other = next(pieces)
             crc, done = combine(crc, other, length), done + length
         of_parts += _bytes(crc, algorithm)
-    return _bytes(getattr(checksums, algorithm)(of_parts), algorithm)
+    return _bytes(_sums()[algorithm](memoryview(of_parts)), algorithm)
 
 
 def _same(stated: str, found: bytes, algorithm: str) -> bool:

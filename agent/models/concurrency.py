@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 ROUND_SECONDS = 0.5  # refusals of one round count once
 _LOOK_SECONDS = 0.2  # how often one who waits looks whether it should stop
@@ -22,38 +21,51 @@ class Concurrency:
         self._most, self._limit = most, float(most)
         self._used, self._cut_at = 0, float("-inf")
         self._monotonic = monotonic
-        self._free = threading.Condition()
+        self._lock = threading.Lock()
+        self._free = threading.Condition(self._lock)
 
     @property
     def limit(self) -> int:
         """Return how many slots there are now."""
         return int(self._limit)
 
-    @contextmanager
-    def slot(self, stopped: Callable[[], None]) -> Iterator[None]:
-        """Hold a slot; `stopped` is called while waiting for one, and raises to end that."""
-        with self._free:
+    @property
+    def held(self) -> int:
+        """Return how many slots are taken; more than `limit` for a while after a refusal."""
+        return self._used
+
+    def take(self, stopped: Callable[[], None]) -> None:
+        """Take a slot; `stopped` is called while waiting for one, and raises to end that."""
+        with self._lock:
             while self._used >= self.limit:
                 self._free.wait(_LOOK_SECONDS)
                 stopped()
             self._used += 1
-        try:
-            yield
-        finally:
-            with self._free:
-                self._used -= 1
-                self._free.notify()
+
+    def take_if_free(self) -> bool:
+        """Take a slot if one is free; False if none is."""
+        with self._lock:
+            if self._used >= self.limit:
+                return False
+            self._used += 1
+            return True
+
+    def give_back(self) -> None:
+        """Give a slot back."""
+        with self._lock:
+            self._used -= 1
+            self._free.notify()
 
     def served(self) -> None:
         """Note a range that came: after `limit` of them there is one slot more."""
-        with self._free:
+        with self._lock:
             self._limit = min(float(self._most), self._limit + 1 / self._limit)
             self._free.notify()
 
     def refused(self) -> None:
         """Note that the server was busy or broke the connection: half the slots, once a round."""
         now = self._monotonic()
-        with self._free:
+        with self._lock:
             if now - self._cut_at >= ROUND_SECONDS:
                 self._cut_at = now
                 self._limit = max(1.0, self._limit / 2)

@@ -17,6 +17,7 @@ FLUSH_BYTES = 64 << 20  # what the disk may hold in its own cache before it is t
 FEW_FILES = (
     32  # so many are made durable one by one; more by one order to their file system, which has others' files too
 )
+MOST_HELD = 64  # directories whose descriptors are kept while files are made in them
 
 
 def disk_error(error: OSError, what: str) -> Permanent | Transient:
@@ -27,13 +28,18 @@ def disk_error(error: OSError, what: str) -> Permanent | Transient:
 
 
 class RangeFiles:
-    """Writes and reads ranges of files below a tree. Threads share it; each call opens and closes its own descriptor."""
+    """Writes and reads ranges of files below a tree. Threads share it; each call opens and closes its own descriptor.
+
+    Directories in which whole files are made stay open until `close`.
+    """
 
     def __init__(self, tree: Tree, *, direct: bool = True) -> None:
         self._tree = tree
         self.direct = direct  # turns False, for good, where O_DIRECT is refused
         self._not_durable: list[str] = []
         self._unflushed, self._flushing = 0, threading.Lock()
+        self._held: dict[str, int] = {}
+        self._holding = threading.Lock()
 
     def prepare(self, sizes: dict[str, int], whole: Collection[str] = ()) -> None:
         """Make each file and reserve its blocks, so that a full disk shows before the download.
@@ -70,6 +76,30 @@ class RangeFiles:
             finally:
                 os.close(fd)
             return self._tree.open(path, flags)
+
+    def _make_whole(self, path: str, flags: int) -> int:
+        above, _, name = path.rpartition("/")
+        at = self._held.get(above)
+        if at is None:
+            at = self._hold(above)
+        if at is None:
+            return self._open_to_write(path, flags)
+        try:
+            return os.open(name, flags | os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=at)
+        except PermissionError:
+            return self._open_to_write(path, flags)
+
+    def _hold(self, above: str) -> int | None:
+        with self._holding:
+            if above not in self._held and len(self._held) < MOST_HELD:
+                self._held[above] = self._tree.open_directory(above)
+            return self._held.get(above)
+
+    def close(self) -> None:
+        """Close the directories that are open. Only once no thread makes files any more."""
+        with self._holding:
+            while self._held:
+                os.close(self._held.popitem()[1])
 
     def _allocated(self, path: str) -> int:
         try:
@@ -132,7 +162,7 @@ class RangeFiles:
         """
 
         def move(direct: int) -> None:
-            fd = self._open_to_write(path, os.O_TRUNC | direct)
+            fd = self._make_whole(path, os.O_TRUNC | direct)
             try:
                 view = buffer[: padded(size) if direct else size]
                 _repeat(os.pwrite, fd, view, 0, len(view))

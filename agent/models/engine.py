@@ -71,7 +71,7 @@ class Engine:
         self._connections, self._stall_seconds, self._attempts = connections, stall_seconds, attempts
         self.part_bytes = max(1 << 20, min(8 << 20, BUFFERS_BYTES // connections >> 20 << 20))
         self.throttle, self.tally = Throttle(bandwidth), Tally()
-        self._concurrency, self._tail = Concurrency(connections), Tail()
+        self.concurrency, self._tail = Concurrency(connections), Tail()
         self._transfer: Transfer | None = None
         self._threads: list[threading.Thread] = []
 
@@ -130,7 +130,7 @@ class Engine:
         self._transfer = transfer
         whole, ended = asyncio.Event(), asyncio.Event()
         count = min(self._connections, len(transfer.queue))
-        left = _Countdown(count, partial(_tell, loop, whole), journal.close, partial(_tell, loop, ended))
+        left = _Countdown(count, partial(_tell, loop, whole), journal.close, files.close, partial(_tell, loop, ended))
         origin = Origin(source=source, bucket=bucket, tls=tls, loop=loop)
         workers = [Worker(transfer, origin, buffer) for buffer in make_buffers(count, part_bytes)]
         self._threads = [
@@ -156,7 +156,7 @@ class Engine:
     def _tuning(self) -> Tuning:
         return Tuning(
             throttle=self.throttle,
-            concurrency=self._concurrency,
+            concurrency=self.concurrency,
             tail=self._tail,
             tally=self.tally,
             stall_seconds=self._stall_seconds,

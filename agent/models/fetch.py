@@ -22,7 +22,7 @@ from agent.models.checksum import UNPROVED, proof_of
 from agent.models.disk import disk_error
 from agent.models.engine import Engine, Progress
 from agent.models.manifest import Manifest
-from agent.models.paths import Tree, fsync_directories, fsync_directory, remove_tree
+from agent.models.paths import SideBySide, Tree, fsync_directories, fsync_directory, remove_tree
 from agent.models.resolve import resolve
 from agent.models.source import S3Source, open_source
 from agent.models.threads import in_thread
@@ -164,9 +164,8 @@ def _finish(version: Version, directory: Path) -> bool:
         return True
     try:
         staged.root.mkdir(exist_ok=True)
-        for record in version.files:
-            if record.path not in left:
-                tree.move_into(record.path, staged)
+        for _ in tree.move_each((r.path for r in version.files if r.path not in left), staged):
+            pass
         fsync_directories(staged.root)
         (staging / RECORD).unlink()
         fsync_directory(staging)
@@ -202,10 +201,10 @@ def _publish(manifest: Manifest, proofs: tuple[FileProof, ...], directory: Path)
     staging = hidden / manifest.digest
     staged = Tree(staging / "files")
     try:
-        for entry in manifest.objects:
-            fd = staged.open(entry.path, os.O_RDONLY)
-            os.fchmod(fd, 0o644)
-            os.close(fd)
+        with SideBySide(staged) as files:
+            for entry in manifest.objects:
+                at, name = files.find(entry.path)
+                _let_all_read(name, at)
         fsync_directories(staging)
         fsync_directory(hidden)
         fsync_directory(directory)
@@ -215,6 +214,14 @@ def _publish(manifest: Manifest, proofs: tuple[FileProof, ...], directory: Path)
     _put_in_place(version, directory)
 
 
+def _let_all_read(name: str, at: int) -> None:
+    fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=at)
+    try:
+        os.fchmod(fd, 0o644)
+    finally:
+        os.close(fd)
+
+
 def _put_in_place(version: Version, directory: Path) -> None:
     """Move those files of a verified version to their places that are not there yet."""
     hidden = directory / HIDDEN
@@ -222,11 +229,11 @@ def _put_in_place(version: Version, directory: Path) -> None:
     staged, tree = Tree(staging / "files"), Tree(directory)
     path = ""
     try:
-        for path, _ in broken_files(version, directory):
-            staged.move_into(path, tree)
+        for path in staged.move_each((left for left, _ in broken_files(version, directory)), tree):  # noqa: B007 (an error names it)
+            pass
         tree.make_names_durable(record.path for record in version.files)
-        proofs = [record.proved for record in version.files]
-        record_version(hidden, version.manifest, proofs, datetime.now(UTC), files=directory)
+        (staging / RECORD).replace(hidden / RECORD)  # it holds for the files where they are now
+        fsync_directory(hidden)
         remove_tree(staging)
     except OSError as error:
         raise _in_the_way(error, directory, path) from error

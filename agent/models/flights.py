@@ -23,18 +23,17 @@ class Superseded(Exception):
 
 @dataclass(eq=False, slots=True)
 class Copy:
-    """One thread's fetch of a range. `waiting` while it is held back by a bandwidth cap, which is nobody's fault."""
+    """One thread's fetch of a range. `waiting` while it is held back by a bandwidth cap or its own thread, which is no server's fault."""
 
     flight: Flight
     abort: Callable[[], None]
     started: float
     is_extra: bool
     waiting: bool = False
-
-    @property
-    def lost(self) -> bool:
-        """Whether another copy came first."""
-        return self.flight.winner is not None and self.flight.winner is not self
+    received: int = 0
+    asked: bool = False  # its answer is under way, and its slot is taken
+    won: bool = False
+    lost: bool = False  # another copy came first
 
 
 @dataclass(eq=False, slots=True)
@@ -44,7 +43,7 @@ class Flight:
     part: Part
     claim: RangeSums | None
     copies: list[Copy] = field(default_factory=list)
-    winner: Copy | None = None
+    won: bool = False
 
 
 class Flights:
@@ -52,7 +51,7 @@ class Flights:
 
     def __init__(self, tail: Tail, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._tail, self._monotonic = tail, monotonic
-        self._flying: dict[Part, Flight] = {}
+        self._flying: set[Flight] = set()
 
     def __bool__(self) -> bool:
         """Whether any range is on its way."""
@@ -60,22 +59,28 @@ class Flights:
 
     def start(self, part: Part, claim: RangeSums | None, abort: Callable[[], None]) -> Copy:
         """Note that a thread, which `abort` would wake, begins to fetch a range."""
-        flight = self._flying[part] = Flight(part, claim)
+        flight = Flight(part, claim)
+        self._flying.add(flight)
         return self._copy(flight, abort, is_extra=False)
 
     def another(self, abort: Callable[[], None]) -> Copy | None:
-        """Return one more copy of the range whose youngest one is late for longest, if any is, and the budget has its bytes."""
+        """Return one more copy of the range that is late for longest, if any is, and the budget has its bytes."""
+        flight = self.late()
+        if flight is None or not self._tail.spend(flight.part.length):
+            return None
+        return self._copy(flight, abort, is_extra=True)
+
+    def late(self) -> Flight | None:
+        """Return the range whose youngest copy is late for longest, if any is."""
         now, late = self._monotonic(), None
-        for flight in self._flying.values():
+        for flight in self._flying:
             copies = flight.copies
-            if flight.winner is None and 0 < len(copies) < MOST_COPIES and not any(c.waiting for c in copies):
+            if not flight.won and 0 < len(copies) < MOST_COPIES and not any(c.waiting for c in copies):
                 patience = self._tail.patience_seconds(flight.part.length)
                 age = now - max(c.started for c in copies)
                 if patience is not None and age > patience and (late is None or age > late[0]):
                     late = age, flight
-        if late is None or not self._tail.spend(late[1].part.length):
-            return None
-        return self._copy(late[1], abort, is_extra=True)
+        return late[1] if late else None
 
     def _copy(self, flight: Flight, abort: Callable[[], None], *, is_extra: bool) -> Copy:
         copy = Copy(flight, abort, self._monotonic(), is_extra)
@@ -85,25 +90,25 @@ class Flights:
     def wins(self, copy: Copy) -> bool:
         """Say whether a copy, whole now, is the first; then the others are cut."""
         flight = copy.flight
-        if flight.winner is None:
-            flight.winner = copy
+        if not flight.won:
+            flight.won = copy.won = True
             for other in flight.copies:
                 if other is not copy:
+                    other.lost = True
                     other.abort()
-        return flight.winner is copy
+        return copy.won
 
-    def end(self, copy: Copy, fetched_bytes: int) -> None:
-        """Forget a copy that came, lost or failed; `fetched_bytes` is what it brought."""
+    def end(self, copy: Copy) -> None:
+        """Forget a copy that came, lost or failed."""
         flight = copy.flight
         flight.copies.remove(copy)
         if copy.lost:
-            self._tail.give_back(flight.part.length - fetched_bytes)
-        done = flight.winner is copy or not flight.copies  # one that lost may hang on for a while: nobody waits for it
-        if done and self._flying.get(flight.part) is flight:
-            del self._flying[flight.part]
+            self._tail.give_back(flight.part.length - copy.received)
+        if copy.won or not flight.copies:  # one that lost may hang on for a while: nobody waits for it
+            self._flying.discard(flight)
 
     def abort(self) -> None:
         """Cut every connection that is in use."""
-        for flight in self._flying.values():
+        for flight in self._flying:
             for copy in flight.copies:
                 copy.abort()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import threading
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -47,7 +46,6 @@ class Journal:
     def __init__(self, path: Path, digest: Digest, part_bytes: int, *, fresh: bool) -> None:
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW | (os.O_TRUNC if fresh else 0)
         self._fd = os.open(path, flags, 0o600)
-        self._lock = threading.Lock()
         try:
             if fresh:
                 self._write(json.dumps({"format": FORMAT, "digest": digest, "part_bytes": part_bytes}))
@@ -63,11 +61,10 @@ class Journal:
 
     def _write(self, text: str) -> None:
         line = f"{text} {zlib.crc32(text.encode()):08x}\n".encode()
-        with self._lock:
-            try:
-                os.write(self._fd, (b"\n" if text == "resumed" else b"") + line)
-            except OSError as error:
-                raise disk_error(error, "cannot note what is on disk") from error
+        try:
+            os.write(self._fd, (b"\n" if text == "resumed" else b"") + line)  # O_APPEND: the kernel keeps lines apart
+        except OSError as error:
+            raise disk_error(error, "cannot note what is on disk") from error
 
     def close(self) -> None:
         """Close the file."""

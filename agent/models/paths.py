@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Self
 
 _FRESH = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -32,6 +33,14 @@ class Tree:
         finally:
             os.close(parent)
 
+    def open_directory(self, path: str, *, make: bool = False) -> int:
+        """Open the directory at `path` ("": the root), which is made if it shall be; the caller closes it.
+
+        Raises:
+            OSError: as `open`.
+        """
+        return self._parent(path.split("/") if path else [], make=make)
+
     def stat(self, path: str) -> os.stat_result:
         """Stat the file at `path` itself, never what a link points to."""
         *above, name = path.split("/")
@@ -42,21 +51,15 @@ class Tree:
             os.close(parent)
 
     def stat_each(self, paths: Iterable[str]) -> Iterator[os.stat_result | OSError]:
-        """Stat files as `stat` does, in order, or yield why one cannot be; those that lie side by side share their directory's descriptor."""
-        at, opened = -1, ""
-        try:
+        """Stat files as `stat` does, in order, or yield why one cannot be."""
+        with SideBySide(self) as files:
             for path in paths:
-                above, _, name = path.rpartition("/")
                 try:
-                    if at < 0 or above != opened:
-                        at = _closed(at)
-                        at, opened = self._parent(above.split("/") if above else []), above
+                    at, name = files.find(path)
                     found: os.stat_result | OSError = os.stat(name, dir_fd=at, follow_symlinks=False)
                 except OSError as error:
                     found = error
                 yield found
-        finally:
-            _closed(at)
 
     def make_parents(self, path: str) -> None:
         """Make the directories above `path`."""
@@ -90,6 +93,14 @@ class Tree:
             os.close(source)
             os.close(target)
 
+    def move_each(self, paths: Iterable[str], other: Tree) -> Iterator[str]:
+        """Move files as `move_into` does, in order; each path is yielded before its file moves."""
+        with SideBySide(self) as sources, SideBySide(other, make=True) as targets:
+            for path in paths:
+                yield path
+                (source, name), (target, _) = sources.find(path), targets.find(path)
+                os.rename(name, name, src_dir_fd=source, dst_dir_fd=target)
+
     def link_into(self, path: str, other: Tree, to: str = "") -> None:
         """Make a hard link to the file at `path` at `to` (default: the same path) below `other`."""
         *above, name = path.split("/")
@@ -117,10 +128,37 @@ class Tree:
         return at
 
 
-def _closed(descriptor: int) -> int:
-    if descriptor >= 0:
-        os.close(descriptor)
-    return -1
+class SideBySide:
+    """Finds files of a tree one after the other; a directory stays open while the next file lies in it too. For one thread."""
+
+    def __init__(self, tree: Tree, *, make: bool = False) -> None:
+        self._tree, self._make = tree, make
+        self._at, self._above = -1, ""
+
+    def __enter__(self) -> Self:
+        """Return itself."""
+        return self
+
+    def find(self, path: str) -> tuple[int, str]:
+        """Return the descriptor of a file's directory, good until the next call, and its name in there.
+
+        Raises:
+            OSError: as `Tree.open`.
+        """
+        above, _, name = path.rpartition("/")
+        if self._at < 0 or above != self._above:
+            self._close()
+            self._at, self._above = self._tree.open_directory(above, make=self._make), above
+        return self._at, name
+
+    def __exit__(self, *_: object) -> None:
+        """Close the directory."""
+        self._close()
+
+    def _close(self) -> None:
+        at, self._at = self._at, -1
+        if at >= 0:
+            os.close(at)
 
 
 def fsync_directory(path: Path) -> None:

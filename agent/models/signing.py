@@ -9,6 +9,7 @@ import hashlib
 import hmac
 from collections.abc import Mapping
 from datetime import datetime
+from functools import lru_cache
 
 _NOTHING = hashlib.sha256(b"").hexdigest()
 
@@ -22,15 +23,14 @@ class Signer:
 
     def sign(self, method: str, netloc: str, path: str, headers: Mapping[str, str], now: datetime) -> dict[str, str]:
         """Return `headers` with what authenticates a request for `path`, which is escaped and has one query parameter at most."""
-        time = now.strftime("%Y%m%dT%H%M%SZ")
+        time = now.isoformat(timespec="seconds")[:19].replace("-", "").replace(":", "") + "Z"
         sent = {**headers, "X-Amz-Date": time, "X-Amz-Content-SHA256": _NOTHING}
         if self._token:
             sent["X-Amz-Security-Token"] = self._token
-        signed = sorted([("host", netloc), *((name.lower(), " ".join(value.split())) for name, value in sent.items())])
-        names = ";".join(name for name, _ in signed)
+        order, names = _order(tuple(sent))
+        lines = "\n".join([f"{name}:{_trimmed(sent[of] if of else netloc)}" for name, of in order])
         plain, _, query = path.partition("?")
-        lines = "".join(f"{name}:{value}\n" for name, value in signed)
-        request = f"{method}\n{plain}\n{query}\n{lines}\n{names}\n{_NOTHING}"
+        request = f"{method}\n{plain}\n{query}\n{lines}\n\n{names}\n{_NOTHING}"
         scope = f"{time[:8]}/{self._region}/s3/aws4_request"
         text = f"AWS4-HMAC-SHA256\n{time}\n{scope}\n{hashlib.sha256(request.encode()).hexdigest()}"
         signature = _hmac(self._key_of(time[:8]), text).hex()
@@ -47,6 +47,17 @@ class Signer:
                 key = _hmac(key, each)
             self._key = day, key
         return key
+
+
+@lru_cache(maxsize=16)
+def _order(names: tuple[str, ...]) -> tuple[list[tuple[str, str]], str]:
+    """Return which headers are signed, in lower case and sorted, each with its own name ("" for `Host`); and the list of them."""
+    order = sorted([("host", ""), *((name.lower(), name) for name in names)])
+    return order, ";".join(name for name, _ in order)
+
+
+def _trimmed(value: str) -> str:
+    return " ".join(value.split()) if " " in value else value
 
 
 def _hmac(key: bytes, text: str) -> bytes:

@@ -21,6 +21,7 @@ from agent.models.tally import Tally
 from agent.models.throttle import Throttle
 from agent.models.wire import Wire
 
+AHEAD_BYTES = 256 << 10  # a range that is asked for ahead of its turn waits in the socket's buffer
 IDLE_SECONDS = 0.05  # how often a thread without work looks whether a range is late
 
 
@@ -53,7 +54,7 @@ class Ended(Exception):
 
 
 class Transfer:
-    """What the threads of one download share. Everything below `lock` is guarded by it."""
+    """What the threads of one download share. Everything below `_lock` is guarded by it."""
 
     def __init__(
         self,
@@ -68,7 +69,8 @@ class Transfer:
     ) -> None:
         self.manifest, self.files, self.journal, self.tuning = manifest, files, journal, tuning
         self.stop = threading.Event()
-        self.lock = threading.Condition()
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
         self._flights = Flights(tuning.tail)
         self._hashes: dict[int, OrderedHash] = {}
         self.proofs = {p.path: p for p in have}
@@ -87,48 +89,57 @@ class Transfer:
 
     def counts(self) -> tuple[int, int]:
         """Return bytes that are here, and bytes that came over the wire."""
-        with self.lock:
+        with self._lock:
             return self._done, self._fetched
 
     def by_file(self) -> tuple[int, list[tuple[str, int, int]]]:
         """Return how many files are whole, and path, bytes here and size of those that are begun and not whole."""
         objects = self.manifest.objects
-        with self.lock:
+        with self._lock:
             begun = [(objects[f], sum(s.length for s in sums.values())) for f, sums in self._sums.items()]
             return len(self.proofs), [(o.path, done, o.size) for o, done in begun]
 
     def count(self, done: int, fetched: int) -> None:
         """Add to both counts; a range that failed is taken off again."""
-        with self.lock:
+        with self._lock:
             self._done += done
             self._fetched += fetched
 
     def take(self, wire: Wire) -> Copy | None:
         """Return the range to fetch next, or one more copy of one that is late; None when all is done or shall stop."""
-        with self.lock:
+        with self._lock:
             while not self.stop.is_set():
                 if copy := self._flights.another(wire.abort):
                     return copy
                 if self.queue:
-                    part = self.queue.popleft()
-                    claim = self._claimed.pop((part.file, part.offset), None)
-                    trusted = claim if claim is not None and claim.length == part.length else None
-                    return self._flights.start(part, trusted, wire.abort)
+                    return self._next(wire)
                 if not self._flights:
                     return None
-                self.lock.wait(IDLE_SECONDS)
+                self._changed.wait(IDLE_SECONDS)
             return None
+
+    def take_ahead(self, wire: Wire) -> Copy | None:
+        """Return the range to fetch after the one that was just received; None if it is large, or another one is late."""
+        with self._lock:
+            small = self.queue and self.queue[0].length <= AHEAD_BYTES
+            return self._next(wire) if small and not self.stop.is_set() and not self._flights.late() else None
+
+    def _next(self, wire: Wire) -> Copy:
+        part = self.queue.popleft()
+        claim = self._claimed.pop((part.file, part.offset), None)
+        trusted = claim if claim is not None and claim.length == part.length else None
+        return self._flights.start(part, trusted, wire.abort)
 
     def wins(self, copy: Copy) -> bool:
         """Say whether this copy of a range is the one to write."""
-        with self.lock:
+        with self._lock:
             return self._flights.wins(copy)
 
-    def end(self, copy: Copy, fetched_bytes: int) -> None:
+    def end(self, copy: Copy) -> None:
         """Note that a thread is done with its copy of a range, whatever came of it."""
-        with self.lock:
-            self._flights.end(copy, fetched_bytes)
-            self.lock.notify_all()
+        with self._lock:
+            self._flights.end(copy)
+            self._changed.notify_all()
 
     def hash_of(self, file: int) -> OrderedHash | None:
         """Return the hash that proves a file; None where CRCs do."""
@@ -136,14 +147,14 @@ class Transfer:
         algorithm, part_ends = hash_of(entry)
         if not algorithm:
             return None
-        with self.lock:
+        with self._lock:
             if file not in self._hashes:
                 self._hashes[file] = OrderedHash(algorithm, part_ends)
             return self._hashes[file]
 
     def finished(self, part: Part, sums: RangeSums) -> list[RangeSums] | None:
         """Note a range that is on disk; returns all ranges of its file, in order, to the thread that brought the last."""
-        with self.lock:
+        with self._lock:
             have = self._sums.setdefault(part.file, {})
             have[part.offset] = sums
             if len(have) < len(self._parts[part.file]):
@@ -152,7 +163,7 @@ class Transfer:
 
     def proved(self, file: int, proof: FileProof) -> None:
         """Note a file that is whole."""
-        with self.lock:
+        with self._lock:
             self.proofs[proof.path] = proof
             self._sums.pop(file, None)
 
@@ -162,7 +173,7 @@ class Transfer:
         Raises:
             Permanent: `why`, the second time.
         """
-        with self.lock:
+        with self._lock:
             if file in self._again:
                 raise why
             self._again.add(file)
@@ -176,11 +187,11 @@ class Transfer:
 
         Call it before the copy ends, or another thread finds nothing left first.
         """
-        with self.lock:
+        with self._lock:
             if copy is not None and copy.lost:
                 return
             if self.error is None:
                 self.error = error
             self.stop.set()
             self._flights.abort()
-            self.lock.notify_all()
+            self._changed.notify_all()

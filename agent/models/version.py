@@ -63,16 +63,16 @@ def record_version(
     manifest: Manifest,
     proofs: Iterable[FileProof],
     now: datetime,
-    files: Path | None = None,
     sums: Mapping[str, PartSums] | None = None,
 ) -> Version:
-    """Stat every file below `files` (default: `directory/files`) and write `directory/manifest.json` durably.
+    """Stat every file below `directory/files` and write `directory/manifest.json` durably.
 
     `sums` are the checksums of the files' parts, by path, as far as they are known.
     """
-    tree = Tree(files or directory / "files")
+    tree = Tree(directory / "files")
     checked = tuple(proofs)
-    records = tuple(file_record(tree, p, (sums or {}).get(p.path, UNKNOWN)) for p in checked)
+    found = tree.stat_each(p.path for p in checked)
+    records = tuple(_record(p, f, (sums or {}).get(p.path, UNKNOWN)) for p, f in zip(checked, found, strict=True))
     version = Version(
         digest=manifest.digest,
         manifest=manifest,
@@ -87,7 +87,12 @@ def record_version(
 
 def file_record(tree: Tree, proof: FileProof, sums: PartSums) -> FileRecord:
     """Return the record of a complete file as it is now."""
-    found = tree.stat(proof.path)
+    return _record(proof, tree.stat(proof.path), sums)
+
+
+def _record(proof: FileProof, found: os.stat_result | OSError, sums: PartSums) -> FileRecord:
+    if isinstance(found, OSError):
+        raise found
     return FileRecord(
         path=proof.path,
         size=found.st_size,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from agent.core.errors import Permanent, Transient, cut
 from agent.models.bucket import Bucket
@@ -41,8 +41,7 @@ class Denied(Permanent):
     """The credentials are refused; fresh ones may help, once."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
+class Answer(NamedTuple):
     """The head of an answer; header names are in lower case, and `rest` is what came of the body with it."""
 
     status: int
@@ -59,18 +58,20 @@ class Wire:
         self._channel: Channel | None = None
         self._head = memoryview(bytearray(HEAD_BYTES))
 
+    def ask(self, path: str, headers: Mapping[str, str]) -> None:
+        """Ask for a range; the next call is `read`.
+
+        Raises:
+            RangeFailed: the connection failed, or none could be made.
+            Permanent: a certificate is not trusted.
+        """
+        with _ClosedOnFailure(self):
+            self._connected().send(self._request("GET", path, headers))
+
     def read(
-        self,
-        path: str,
-        headers: Mapping[str, str],
-        into: memoryview,
-        *,
-        offset: int,
-        total: int,
-        etag: str,
-        before_slice: Callable[[int], None],
+        self, into: memoryview, *, offset: int, total: int, etag: str, before_slice: Callable[[int], None]
     ) -> None:
-        """Fill `into` with the range of an object of `total` bytes that starts at `offset`.
+        """Fill `into` with the range that was asked for: of an object of `total` bytes, from `offset` on.
 
         `before_slice(n)` is called before n more bytes are read; what it raises ends the reading.
 
@@ -81,8 +82,8 @@ class Wire:
             Permanent: any other refusal, or a certificate that is not trusted.
         """
         with _ClosedOnFailure(self):
-            channel = self._connected()
-            channel.send(self._request("GET", path, headers))
+            if (channel := self._channel) is None:
+                raise RangeFailed("the connection was closed before the answer came")
             answer = _answer(channel, self._head)
             if not _is_range(answer):
                 raise _refusal(channel, answer, self._head)
@@ -121,8 +122,8 @@ class Wire:
         bucket = self._bucket
         if bucket.proxy is not None and self._tls is None:
             path, headers = f"http://{bucket.netloc}{path}", {**headers, **bucket.proxy.headers}
-        lines = [f"{method} {path} HTTP/1.1", f"Host: {bucket.netloc}", *(f"{k}: {v}" for k, v in headers.items())]
-        return ("\r\n".join(lines) + "\r\n\r\n").encode("ascii")
+        lines = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
+        return f"{method} {path} HTTP/1.1\r\nHost: {bucket.netloc}\r\n{lines}\r\n".encode("ascii")
 
     def abort(self) -> None:
         """Wake a thread that is blocked in `read`, from another thread."""
@@ -174,8 +175,10 @@ def _answer(channel: Channel, room: memoryview) -> Answer:
     status = _STATUS.match(first)
     if status is None:
         raise RangeFailed(f"the answer is not HTTP/1.1 ({cut(ascii(first), 60)})")
-    fields = (line.partition(":") for line in reversed(lines))  # so that of two with one name the first counts
-    headers = {name.lower(): value.strip() for name, _, value in fields}
+    headers: dict[str, str] = {}
+    for line in lines:
+        name, _, value = line.partition(":")
+        headers.setdefault(name.lower(), value.strip())  # of two with one name the first counts
     keeps_alive = status[1] == "1" and headers.get("connection", "").lower() != "close"
     return Answer(status=int(status[2]), headers=headers, rest=room[end + 4 : have], keeps_alive=keeps_alive)
 

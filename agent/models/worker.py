@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from concurrent.futures import TimeoutError as NotYet
 from dataclasses import dataclass
 
-from agent.core.errors import Permanent, Transient, cut
+from agent.core.errors import Permanent, PrewarmError, Transient, cut
 from agent.core.retry import Backoff
 from agent.models.bucket import Bucket
 from agent.models.channel import Tls
@@ -23,6 +23,7 @@ from agent.models.tally import Outcome
 from agent.models.transfer import Ended, FileProof, Transfer
 from agent.models.wire import Busy, Denied, RangeFailed, SourceChanged, Wire
 
+_FIRST_PAUSE = Backoff(base_seconds=0.2, cap_seconds=10, floor_seconds=0.02)
 RENEW_SECONDS = 60.0  # credentials refused again so soon after they were renewed are refused for good
 
 
@@ -43,13 +44,14 @@ class Worker:
         self._transfer, self._source, self._bucket, self._loop = transfer, origin.source, origin.bucket, origin.loop
         self._tuning, self._buffer = transfer.tuning, buffer
         self._rng = random.Random()  # noqa: S311 (jitter)
-        self._received = 0  # of the range that is being read
+        self._ahead: Copy | None = None  # the next one to bring
+        self._signed_at = 0.0
         self.wire = Wire(origin.bucket, origin.tls, self._tuning.stall_seconds)
 
     def run(self) -> bool:
         """Work until nothing is left, an error, or a stop; never raises. True if nothing is left."""
         try:
-            while (copy := self._transfer.take(self.wire)) is not None:
+            while (copy := self._next()) is not None:
                 self._work(copy)
             return not self._transfer.stop.is_set()
         except Exception as error:  # noqa: BLE001 (a thread's edge: a bug must reach the one who awaits)
@@ -57,6 +59,10 @@ class Worker:
         finally:
             self.wire.close()
         return False
+
+    def _next(self) -> Copy | None:
+        copy, self._ahead = self._ahead, None
+        return copy or self._transfer.take(self.wire)
 
     def _work(self, copy: Copy) -> None:
         """Bring one copy of a range, or tell why not: before it ends, or another thread would take all to be here."""
@@ -67,12 +73,11 @@ class Worker:
         except Exception as error:  # noqa: BLE001 (as above)
             self._transfer.fail(error, copy)
         finally:
-            self._transfer.end(copy, self._received)
+            self._transfer.end(copy)
 
     def _one(self, copy: Copy, view: memoryview) -> None:
         part = copy.flight.part
         entry = self._transfer.manifest.objects[part.file]
-        self._received = 0
         sums = None if copy.is_extra else self._recheck(entry, part, copy.flight.claim, view)
         if sums is not None:
             if not self._transfer.wins(copy):
@@ -85,6 +90,7 @@ class Worker:
                 self._fetch(copy, entry, view)
             except Superseded:
                 return
+            self._ask_ahead()
             sums = sum_range(entry, part.offset, view[: part.length])
             if part.length == entry.size:
                 self._transfer.files.write_whole(entry.path, view, part.length)
@@ -131,12 +137,10 @@ class Worker:
         Raises:
             Superseded: the other copy came first.
         """
-        backoff = Backoff(base_seconds=0.2, cap_seconds=10, floor_seconds=0.02)
+        backoff = _FIRST_PAUSE
         while True:
-            signed_at = time.monotonic()
             try:
-                with self._slot(copy):
-                    self._read(copy, entry, view[: copy.flight.part.length])
+                self._in_turn(copy, entry, view[: copy.flight.part.length])
             except RangeFailed as error:
                 backoff = backoff.failed()
                 self._failed(copy, error)
@@ -146,14 +150,39 @@ class Worker:
             except SourceChanged as error:
                 raise SourceChanged(f"{_where(entry)}: {error}") from error
             except Denied as error:
-                self._denied(entry, error, signed_at)
+                self._denied(entry, error)
             else:
                 self._arrived(copy)
                 return
 
-    def _slot(self, copy: Copy) -> contextlib.AbstractContextManager[None]:
-        """Return a place among the ranges asked for at once; an extra copy replaces one that is as good as lost."""
-        return contextlib.nullcontext() if copy.is_extra else self._tuning.concurrency.slot(self._stopped)
+    def _in_turn(self, copy: Copy, entry: ObjectEntry, into: memoryview) -> None:
+        """Read with a place among the ranges asked for at once; an extra copy needs none, for one that is as good as lost."""
+        if copy.is_extra:
+            return self._read(copy, entry, into)
+        if not copy.asked:
+            self._tuning.concurrency.take(self._stopped)
+        try:
+            self._read(copy, entry, into)
+        finally:
+            copy.asked = False
+            self._tuning.concurrency.give_back()
+
+    def _ask_ahead(self) -> None:
+        """Ask for the next range before this one is summed and written: its answer is under way meanwhile."""
+        concurrency = self._tuning.concurrency
+        if self._tuning.throttle.is_capped or not concurrency.take_if_free():
+            return
+        copy = None
+        try:
+            copy = self._ahead = self._transfer.take_ahead(self.wire)
+            if copy is not None and copy.flight.claim is None:
+                copy.waiting = True
+                with contextlib.suppress(PrewarmError):  # asked again in its turn
+                    self._ask(copy)
+                    copy.asked = True
+        finally:
+            if copy is None or not copy.asked:
+                concurrency.give_back()
 
     def _failed(self, copy: Copy, error: RangeFailed) -> None:
         self._give_way(copy)
@@ -164,7 +193,7 @@ class Worker:
     def _arrived(self, copy: Copy) -> None:
         length, seconds = copy.flight.part.length, time.monotonic() - copy.started
         if not self._transfer.wins(copy):
-            self._transfer.count(-self._received, 0)
+            self._transfer.count(-copy.received, 0)
             raise Superseded
         patience = self._tuning.tail.patience_seconds(length)
         if patience is not None and seconds > patience:
@@ -173,25 +202,29 @@ class Worker:
         self._tuning.concurrency.served()
         self._tuning.tally.add(Outcome.HEDGED if copy.is_extra else Outcome.OK)
 
-    def _read(self, copy: Copy, entry: ObjectEntry, into: memoryview) -> None:
+    def _ask(self, copy: Copy) -> None:
         part = copy.flight.part
+        entry = self._transfer.manifest.objects[part.file]
         path = self._bucket.path(entry.key, entry.version_id if self._transfer.with_versions else "")
         headers = {"Range": f"bytes={part.offset}-{part.offset + part.length - 1}", "If-Match": entry.etag}
-        signed = self._source.sign(self._bucket, path, headers)
-        self._received = 0
-        copy.started = time.monotonic()
+        self._signed_at = time.monotonic()
+        self.wire.ask(path, self._source.sign(self._bucket, path, headers))
+
+    def _read(self, copy: Copy, entry: ObjectEntry, into: memoryview) -> None:
+        copy.received = 0
+        copy.started, copy.waiting = time.monotonic(), False
         try:
+            if not copy.asked:
+                self._ask(copy)
             self.wire.read(
-                path,
-                signed,
                 into,
-                offset=part.offset,
+                offset=copy.flight.part.offset,
                 total=entry.size,
                 etag=entry.etag,
                 before_slice=lambda size: self._before_slice(copy, size),
             )
         except BaseException:
-            self._transfer.count(-self._received, 0)
+            self._transfer.count(-copy.received, 0)
             self._stopped()
             self._give_way(copy)
             raise
@@ -205,7 +238,7 @@ class Worker:
             copy.waiting = False
         self._stopped()
         self._give_way(copy)
-        self._received += size
+        copy.received += size
         self._transfer.count(size, size)
         self._tuning.tally.fetched(size)
 
@@ -223,19 +256,19 @@ class Worker:
         self._stopped()
         self._give_way(copy)
 
-    def _denied(self, entry: ObjectEntry, error: Denied, signed_at: float) -> None:
+    def _denied(self, entry: ObjectEntry, error: Denied) -> None:
         """Renew the credentials once for all threads; then do without version ids; then give up."""
         transfer = self._transfer
         with transfer.renew_lock:
-            if transfer.renewed_at > signed_at:
-                return  # another thread has renewed them since
+            if transfer.renewed_at > self._signed_at:
+                return  # another thread has renewed them since, or does without version ids
             if time.monotonic() - transfer.renewed_at > RENEW_SECONDS:
                 self._renew()
-                transfer.renewed_at = time.monotonic()
             elif entry.version_id and transfer.with_versions:
                 transfer.with_versions = False
             else:
                 raise Permanent(f"{_where(entry)}: {error}") from error
+            transfer.renewed_at = time.monotonic()
 
     def _renew(self) -> None:
         asked = asyncio.run_coroutine_threadsafe(self._source.renew(), self._loop)

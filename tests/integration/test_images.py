@@ -11,7 +11,7 @@ from tests.bed import images
 
 BUDGET_BYTES = 120_000_000
 DEPENDENCIES = (
-    "aiobotocore.session, awscrt.checksums, cronsim, google.protobuf, grpc.aio, kubernetes.aio.client, "
+    "aiobotocore.session, awscrt.checksums, cronsim, google.protobuf, grpc.aio, isal.isal_zlib, kubernetes.aio.client, "
     "kubernetes.aio.config, prometheus_client, pynvml, rich.progress, structlog, tzdata, yaml"
 )
 

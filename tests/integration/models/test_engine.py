@@ -99,8 +99,8 @@ async def test_the_last_range_s_error_is_told_though_another_thread_looks_for_wo
     bucket.proxy.rules.append(Rule("corrupt", times=99, match=lambda r: r.is_range and "bad" in r.path))
     honest = Transfer.end
 
-    def end(self: Transfer, copy: Copy, fetched_bytes: int) -> None:
-        honest(self, copy, fetched_bytes)
+    def end(self: Transfer, copy: Copy) -> None:
+        honest(self, copy)
         if copy.flight.part.file == 0:
             time.sleep(0.3)  # off the CPU, while the idle thread finds nothing left
 

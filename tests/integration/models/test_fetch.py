@@ -144,25 +144,26 @@ def test_s3_that_is_away_is_worth_another_try(tmp_path: Path, monkeypatch: pytes
 
 MOVES = """
 import os, signal, sys
-from agent.models import fetch
-from agent.models.paths import Tree
+from pathlib import Path
 from tests.integration.models.test_fetch import run
 
-left, honest = int(sys.argv[1]), Tree.move_into
+left, rename, replace = int(sys.argv[1]), os.rename, Path.replace
 
-def move_into(self, path, other):
+def killed_at(end):
+    if end:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+def move(source, target, *, src_dir_fd=None, dst_dir_fd=None):
     global left
-    if not left:
-        os.kill(os.getpid(), signal.SIGKILL)
-    left -= 1
-    honest(self, path, other)
+    killed_at(src_dir_fd is not None and not left)
+    left -= src_dir_fd is not None
+    rename(source, target, src_dir_fd=src_dir_fd, dst_dir_fd=dst_dir_fd)
 
-def in_place(directory, *rest, record=fetch.record_version, **files):
-    if files:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return record(directory, *rest, **files)
+def put(self, target):
+    killed_at(self.name == "manifest.json")
+    return replace(self, target)
 
-Tree.move_into, fetch.record_version = move_into, in_place
+os.rename, Path.replace = move, put
 run(*sys.argv[2:])
 """
 

@@ -57,9 +57,8 @@ def read(address: str, host: str, authorities: Path, *, patience: float = 5) -> 
     bucket = Bucket(scheme="https", host=host, port=port, base_path="/private/", region="us-east-1")
     wire = Wire(bucket, tls.load_tls(str(authorities)), patience)
     try:
-        wire.read(
-            "/private/k", {}, memoryview(bytearray(10)), offset=0, total=10, etag="", before_slice=lambda _n: None
-        )
+        wire.ask("/private/k", {})
+        wire.read(memoryview(bytearray(10)), offset=0, total=10, etag="", before_slice=lambda _n: None)
     finally:
         wire.close()
 

@@ -44,7 +44,8 @@ def test_a_range_gets_a_second_copy_when_it_is_late_and_a_third_when_that_is_lat
     assert not sky.flights.wins(first)
     assert [copy.lost for copy in (first, second, third)] == [True, True, False]
     for copy in (first, second, third):
-        sky.flights.end(copy, SIZE)
+        copy.received = SIZE
+        sky.flights.end(copy)
     assert not sky.flights
 
 

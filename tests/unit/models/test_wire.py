@@ -50,7 +50,8 @@ def server(answer: bytes, *, drip_seconds: float = 0.0) -> Iterator[Bucket]:
 def read(bucket: Bucket, patience_seconds: float = LONG_PATIENCE_SECONDS) -> bytes:
     wire, into = Wire(bucket, None, patience_seconds), memoryview(bytearray(len(BODY)))
     try:
-        wire.read("/b/k", {}, into, offset=0, total=len(BODY), etag='"e"', before_slice=lambda _: None)
+        wire.ask("/b/k", {})
+        wire.read(into, offset=0, total=len(BODY), etag='"e"', before_slice=lambda _: None)
     finally:
         wire.close()
     return bytes(into)
