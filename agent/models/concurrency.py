@@ -19,7 +19,7 @@ class Concurrency:
 
     def __init__(self, most: int, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._most, self._limit = most, float(most)
-        self._used, self._cut_at = 0, float("-inf")
+        self._used, self._waiting, self._cut_at = 0, 0, float("-inf")
         self._monotonic = monotonic
         self._lock = threading.Lock()
         self._free = threading.Condition(self._lock)
@@ -37,15 +37,19 @@ class Concurrency:
     def take(self, stopped: Callable[[], None]) -> None:
         """Take a slot; `stopped` is called while waiting for one, and raises to end that."""
         with self._lock:
-            while self._used >= self.limit:
-                self._free.wait(_LOOK_SECONDS)
-                stopped()
+            self._waiting += 1
+            try:
+                while self._used >= self.limit:
+                    self._free.wait(_LOOK_SECONDS)
+                    stopped()
+            finally:
+                self._waiting -= 1
             self._used += 1
 
     def take_if_free(self) -> bool:
-        """Take a slot if one is free; False if none is."""
+        """Take a slot if one is free and nobody waits for it; else False."""
         with self._lock:
-            if self._used >= self.limit:
+            if self._waiting or self._used >= self.limit:
                 return False
             self._used += 1
             return True

@@ -23,7 +23,7 @@ class Superseded(Exception):
 
 @dataclass(eq=False, slots=True)
 class Copy:
-    """One thread's fetch of a range. `waiting` while it is held back by a bandwidth cap or its own thread, which is no server's fault."""
+    """One thread's fetch of a range. `waiting` while it is held back by a bandwidth cap, by others or its own thread: no server's fault."""
 
     flight: Flight
     abort: Callable[[], None]
@@ -32,6 +32,7 @@ class Copy:
     waiting: bool = False
     received: int = 0
     asked: bool = False  # its answer is under way, and its slot is taken
+    ahead_seconds: float = 0.0  # how long before its turn it was asked for
     won: bool = False
     lost: bool = False  # another copy came first
 

@@ -119,10 +119,17 @@ class Transfer:
             return None
 
     def take_ahead(self, wire: Wire) -> Copy | None:
-        """Return the range to fetch after the one that was just received; None if it is large, or another one is late."""
+        """Return the range to fetch after the one that was just received; None if it is large, or another one is late.
+
+        It waits for its own thread, until that says otherwise.
+        """
         with self._lock:
             small = self.queue and self.queue[0].length <= AHEAD_BYTES
-            return self._next(wire) if small and not self.stop.is_set() and not self._flights.late() else None
+            if not small or self.stop.is_set() or self._flights.late():
+                return None
+            copy = self._next(wire)
+            copy.waiting = True
+            return copy
 
     def _next(self, wire: Wire) -> Copy:
         part = self.queue.popleft()

@@ -58,6 +58,11 @@ class Wire:
         self._channel: Channel | None = None
         self._head = memoryview(bytearray(HEAD_BYTES))
 
+    @property
+    def is_open(self) -> bool:
+        """Whether a request can be sent at once, without a new connection."""
+        return self._channel is not None
+
     def ask(self, path: str, headers: Mapping[str, str]) -> None:
         """Ask for a range; the next call is `read`.
 

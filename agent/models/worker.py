@@ -90,9 +90,11 @@ class Worker:
                 self._fetch(copy, entry, view)
             except Superseded:
                 return
-            self._ask_ahead()
+            whole = part.length == entry.size
+            if whole:
+                self._ask_ahead()
             sums = sum_range(entry, part.offset, view[: part.length])
-            if part.length == entry.size:
+            if whole:
                 self._transfer.files.write_whole(entry.path, view, part.length)
             else:
                 self._transfer.files.write(entry.path, view, part.offset, part.length)
@@ -160,6 +162,7 @@ class Worker:
         if copy.is_extra:
             return self._read(copy, entry, into)
         if not copy.asked:
+            copy.waiting = True
             self._tuning.concurrency.take(self._stopped)
         try:
             self._read(copy, entry, into)
@@ -168,15 +171,18 @@ class Worker:
             self._tuning.concurrency.give_back()
 
     def _ask_ahead(self) -> None:
-        """Ask for the next range before this one is summed and written: its answer is under way meanwhile."""
+        """Ask for the next range before this one is summed and written: its answer is under way meanwhile.
+
+        Only on an open connection: to make one may take long, and what is here is not safe yet. Only after a whole file: a range
+        of a larger one may have to wait for its turn to be hashed, for one who waits for a slot.
+        """
         concurrency = self._tuning.concurrency
-        if self._tuning.throttle.is_capped or not concurrency.take_if_free():
+        if self._tuning.throttle.is_capped or not self.wire.is_open or not concurrency.take_if_free():
             return
         copy = None
         try:
             copy = self._ahead = self._transfer.take_ahead(self.wire)
             if copy is not None and copy.flight.claim is None:
-                copy.waiting = True
                 with contextlib.suppress(PrewarmError):  # asked again in its turn
                     self._ask(copy)
                     copy.asked = True
@@ -198,7 +204,7 @@ class Worker:
         patience = self._tuning.tail.patience_seconds(length)
         if patience is not None and seconds > patience:
             self.wire.close()  # a slow connection is replaced, by fresh DNS
-        self._tuning.tail.took(length, seconds)
+        self._tuning.tail.took(length, seconds + copy.ahead_seconds)
         self._tuning.concurrency.served()
         self._tuning.tally.add(Outcome.HEDGED if copy.is_extra else Outcome.OK)
 
@@ -213,6 +219,7 @@ class Worker:
     def _read(self, copy: Copy, entry: ObjectEntry, into: memoryview) -> None:
         copy.received = 0
         copy.started, copy.waiting = time.monotonic(), False
+        copy.ahead_seconds = copy.started - self._signed_at if copy.asked else 0.0
         try:
             if not copy.asked:
                 self._ask(copy)

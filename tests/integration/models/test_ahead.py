@@ -8,13 +8,18 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from agent.core.errors import Permanent
+from agent.models.concurrency import Concurrency
 from agent.models.disk import MOST_HELD, RangeFiles
 from agent.models.engine import Engine
+from agent.models.flights import Copy, Flights
+from agent.models.tail import Tail
 from agent.models.transfer import AHEAD_BYTES
+from agent.models.wire import Wire
 from tests.bed.faultproxy import Request, Rule
 from tests.integration.models.conftest import SourceBucket, contents, noise
 from tests.integration.models.test_engine import bring
@@ -67,6 +72,62 @@ async def test_what_is_large_or_waits_for_bandwidth_is_asked_for_in_its_turn(
     seen = asked_at_each_write(bucket, monkeypatch)
     await bring(bucket.uri(), tmp_path, Engine(connections=1, bandwidth=bandwidth))
     assert seen == [1, 2, 3]
+
+
+async def test_no_connection_is_made_for_the_next_file_while_one_is_not_safe_yet(
+    bucket: SourceBucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_files(bucket, 3)
+    honest = Wire.read
+
+    def closing(self: Wire, *args: Any, **options: Any) -> None:
+        honest(self, *args, **options)
+        self.close()  # as after an answer that says so, or comes slowly
+
+    monkeypatch.setattr(Wire, "read", closing)
+    seen = asked_at_each_write(bucket, monkeypatch)
+    await bring(bucket.uri(), tmp_path, Engine(connections=1))
+    assert seen == [1, 2, 3]
+
+
+async def test_who_waits_for_a_slot_is_not_late(
+    bucket: SourceBucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_files(bucket, 3, AHEAD_BYTES + 1)
+    copies: list[Copy] = []
+    waiting: list[bool] = []
+    start, take = Flights.start, Concurrency.take
+
+    def starting(self: Flights, *args: Any) -> Copy:
+        copies.append(start(self, *args))
+        return copies[-1]
+
+    def taking(self: Concurrency, stopped: Callable[[], None]) -> None:
+        waiting.append(copies[-1].waiting)
+        take(self, stopped)
+
+    monkeypatch.setattr(Flights, "start", starting)
+    monkeypatch.setattr(Concurrency, "take", taking)
+    await bring(bucket.uri(), tmp_path, Engine(connections=1))
+    assert waiting == [True] * 3
+    assert [copy.waiting for copy in copies] == [False] * 3
+
+
+async def test_how_long_an_answer_took_counts_from_when_it_was_asked_for(
+    bucket: SourceBucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_files(bucket, 4)
+    took: list[float] = []
+    honest: Write = RangeFiles.write_whole
+
+    def write(self: RangeFiles, path: str, buffer: memoryview, size: int) -> None:
+        time.sleep(0.1)
+        honest(self, path, buffer, size)
+
+    monkeypatch.setattr(RangeFiles, "write_whole", write)
+    monkeypatch.setattr(Tail, "took", lambda _self, _length, seconds: took.append(seconds))
+    await bring(bucket.uri(), tmp_path, Engine(connections=1))
+    assert [seconds >= 0.1 for seconds in took[1:]] == [True] * 3
 
 
 @pytest.mark.parametrize(

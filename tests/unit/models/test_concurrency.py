@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 
 from agent.models.concurrency import ROUND_SECONDS, Concurrency
@@ -51,3 +53,25 @@ def test_while_more_are_held_than_are_left_none_is_free() -> None:
     slots.refused()
     slots.give_back()
     assert not slots.take_if_free()  # three are held, two are allowed
+
+
+def test_a_slot_that_becomes_free_is_theirs_who_wait_for_it() -> None:
+    slots = Concurrency(1)
+    slots.take(give_up)
+    waiting = threading.Event()
+    thread = threading.Thread(target=slots.take, args=(waiting.set,))
+    thread.start()
+    assert waiting.wait(10)
+    slots.give_back()
+    assert not slots.take_if_free()
+    thread.join(10)
+    assert slots.held == 1
+
+
+def test_who_gives_up_waiting_waits_no_more() -> None:
+    slots = Concurrency(1)
+    slots.take(give_up)
+    with pytest.raises(GaveUp):
+        slots.take(give_up)
+    slots.give_back()
+    assert slots.take_if_free()
