@@ -19,7 +19,7 @@ class Signer:
 
     def __init__(self, access_key: str, secret_key: str, token: str | None, region: str) -> None:
         self._access_key, self._secret_key, self._token, self._region = access_key, secret_key, token, region
-        self._key = ("", b"")  # of a day; replaced as a whole
+        self._key: tuple[str, hmac.HMAC] | None = None  # of a day; replaced as a whole
 
     def sign(self, method: str, netloc: str, path: str, headers: Mapping[str, str], now: datetime) -> dict[str, str]:
         """Return `headers` with what authenticates a request for `path`, which is escaped and has one query parameter at most."""
@@ -33,20 +33,22 @@ class Signer:
         request = f"{method}\n{plain}\n{query}\n{lines}\n\n{names}\n{_NOTHING}"
         scope = f"{time[:8]}/{self._region}/s3/aws4_request"
         text = f"AWS4-HMAC-SHA256\n{time}\n{scope}\n{hashlib.sha256(request.encode()).hexdigest()}"
-        signature = _hmac(self._key_of(time[:8]), text).hex()
+        keyed = self._keyed(time[:8]).copy()  # hmac.digest would give the GIL away, for microseconds
+        keyed.update(text.encode())
+        signature = keyed.hexdigest()
         sent["Authorization"] = (
             f"AWS4-HMAC-SHA256 Credential={self._access_key}/{scope}, SignedHeaders={names}, Signature={signature}"
         )
         return sent
 
-    def _key_of(self, day: str) -> bytes:
-        known, key = self._key
-        if known != day:
+    def _keyed(self, day: str) -> hmac.HMAC:
+        known = self._key
+        if known is None or known[0] != day:
             key = f"AWS4{self._secret_key}".encode()
             for each in (day, self._region, "s3", "aws4_request"):
-                key = _hmac(key, each)
-            self._key = day, key
-        return key
+                key = hmac.digest(key, each.encode(), "sha256")
+            known = self._key = day, hmac.new(key, digestmod="sha256")
+        return known[1]
 
 
 @lru_cache(maxsize=16)
@@ -58,7 +60,3 @@ def _order(names: tuple[str, ...]) -> tuple[list[tuple[str, str]], str]:
 
 def _trimmed(value: str) -> str:
     return " ".join(value.split()) if " " in value else value
-
-
-def _hmac(key: bytes, text: str) -> bytes:
-    return hmac.digest(key, text.encode(), "sha256")
