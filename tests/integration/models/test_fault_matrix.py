@@ -34,7 +34,9 @@ from tests.integration.models.conftest import SourceBucket, contents, noise
 TIMES, AT_ONCE = 50, 5
 SEED = int(os.environ.get("PREWARM_FAULT_SEED", random.SystemRandom().randrange(1 << 32)))
 PART = 64 << 10
-SIZES = {"a.safetensors": 5 * PART + 4321, "b.safetensors": 2 * PART, "config.json": 77}  # 6 + 2 + 1 ranges
+SMALL = {f"tokens/{n}.json": 3000 + n for n in range(6)}  # each is asked for while the one before it is written
+SIZES = {"a.safetensors": 5 * PART + 4321, "b.safetensors": 2 * PART, "config.json": 77} | SMALL
+RANGES = 6 + 2 + 1 + len(SMALL)
 PATIENCE_SECONDS = 0.3
 HANG_SECONDS = 30.0
 
@@ -157,7 +159,7 @@ async def test_a_fault_that_passes_is_endured(bucket: SourceBucket, tmp_path: Pa
     async def one(model: Model, manifest: Manifest, rng: random.Random, root: Path) -> None:
         times = rng.randint(1, PASSING[fault])
         how: dict[str, Any] = {"times": times, "arg": 3 * PATIENCE_SECONDS, "at": share(fault, rng)}
-        with model.rule(fault, after=rng.randrange(8), **how) as rule:
+        with model.rule(fault, after=rng.randrange(RANGES - 1), **how) as rule:
             await model.assert_brings(root, manifest)
         assert rule.times < times
 
@@ -183,7 +185,7 @@ async def test_a_fault_that_stays_ends_in_one_error_and_the_rest_is_resumed(
 
 async def test_a_flipped_byte_is_fetched_again(bucket: SourceBucket, tmp_path: Path) -> None:
     async def one(model: Model, manifest: Manifest, rng: random.Random, root: Path) -> None:
-        with model.rule("corrupt", after=rng.randrange(9), at=rng.random()) as rule:
+        with model.rule("corrupt", after=rng.randrange(RANGES), at=rng.random()) as rule:
             await model.assert_brings(root, manifest)
         assert rule.times == 0
 
@@ -205,10 +207,10 @@ async def test_a_byte_that_flips_each_time_is_never_committed(bucket: SourceBuck
 async def test_another_objects_etag_is_told_and_the_next_try_brings_it(bucket: SourceBucket, tmp_path: Path) -> None:
     async def one(model: Model, manifest: Manifest, rng: random.Random, root: Path) -> None:
         asked = model.asked
-        with model.rule("wrong-etag", after=rng.randrange(9)):
+        with model.rule("wrong-etag", after=rng.randrange(RANGES)):
             error = await model.bring(root, manifest)
         if error is None:  # a second copy of a late range was told, and the first one came all the same
-            assert model.asked - asked > 9
+            assert model.asked - asked > RANGES
         else:
             assert isinstance(error, SourceChanged)
         await model.assert_brings(root, manifest)
@@ -252,7 +254,7 @@ async def test_an_object_replaced_midway_is_told_and_the_new_one_comes_next(
 
 async def test_credentials_that_expire_are_renewed_once(bucket: SourceBucket, tmp_path: Path) -> None:
     async def one(model: Model, manifest: Manifest, rng: random.Random, root: Path) -> None:
-        with model.rule("expired-token", after=rng.randrange(9)) as rule:
+        with model.rule("expired-token", after=rng.randrange(RANGES)) as rule:
             await model.assert_brings(root, manifest)
         assert rule.times == 0
 
@@ -262,7 +264,7 @@ async def test_credentials_that_expire_are_renewed_once(bucket: SourceBucket, tm
 
 async def test_credentials_that_stay_expired_end_in_one_error(bucket: SourceBucket, tmp_path: Path) -> None:
     async def one(model: Model, manifest: Manifest, rng: random.Random, root: Path) -> None:
-        with model.rule("expired-token", after=rng.randrange(9), times=999):
+        with model.rule("expired-token", after=rng.randrange(RANGES), times=999):
             error = await model.bring(root, manifest)
         assert isinstance(error, Permanent)
         assert "access denied while reading (400 ExpiredToken)" in str(error)
@@ -286,7 +288,7 @@ async def test_a_server_that_moves_is_found_by_its_name(
     monkeypatch.setenv("no_proxy", name)
 
     async def one(model: Model, manifest: Manifest, rng: random.Random, root: Path) -> None:
-        relay, left, silent = Relay(dead, bucket.proxy.port), rng.randrange(8), rng.random() < 0.3
+        relay, left, silent = Relay(dead, bucket.proxy.port), rng.randrange(RANGES - 1), rng.random() < 0.3
         current[0] = dead
 
         def move(request: Request) -> bool:
