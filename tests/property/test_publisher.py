@@ -1,7 +1,7 @@
 """The publisher through ten thousand random stories of faults and recoveries, in virtual time.
 
-Never ready with a cause against it standing; ready again once all is well; at most one write for each change; and what others
-put on the Node stays as they left it.
+Never ready with a cause against it standing; ready again once all is well; at most one write for each change that the watch
+shows at once; and what others put on the Node stays as they left it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import structlog
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from agent.core.errors import Transient
@@ -201,8 +201,11 @@ class Story:
         assert (node.labels["zone"], node.labels.get("their/label", "x")) == ("a", "x")
         await asyncio.sleep(WELL_SECONDS)
         assert len(self.api.writes) == written
-        assert self.api.applied["status"] <= self.changes, f"{self.api.applied} for {self.changes} changes"
-        # The taint is compared with what the watch has shown: while that is late, the next change says it once more.
+        # The taint is compared with what the watch has shown: while that is late, the next change says it once more, and a
+        # patch of taints conflicts, which is tried again, with the status, until the watch shows what others did to them.
+        assert self.api.applied["status"] <= self.changes + 2 * self.unseen, (
+            f"{self.api.applied} for {self.changes} changes"
+        )
         assert self.api.applied["taints"] <= self.changes + self.unseen, (
             f"{self.api.applied} for {self.changes} changes"
         )
@@ -272,6 +275,7 @@ def with_ready(node: NodeView, status: str) -> tuple[Condition, ...]:
 @pytest.mark.timeout(900)  # 90 s of one core's time
 @settings(max_examples=10_000 // STORIES, deadline=None, database=None, suppress_health_check=list(HealthCheck))
 @given(st.binary(min_size=STORIES * STEPS, max_size=STORIES * STEPS), st.integers(0, 3))
+@example(b"\x1b\x8c\x82_}" + bytes(45), 3)  # two patches of taints conflict while the watch is late
 def test_no_story_ends_in_a_false_claim_a_lost_one_or_a_flood(told: bytes, seed: int) -> None:
     async def play() -> None:
         story = Story()
