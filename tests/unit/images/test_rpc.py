@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import grpc.aio
@@ -28,7 +28,7 @@ _HANDLER = grpc.unary_unary_rpc_method_handler(
 )
 
 
-@asynccontextmanager
+@contextlib.asynccontextmanager
 async def _slow_daemon(directory: Path, seconds: float) -> AsyncIterator[str]:
     """Serve on a socket whose connections are carried to the daemon `seconds` after they were taken."""
     service = grpc.method_handlers_generic_handler("containerd.services.version.v1.Version", {"Version": _HANDLER})
@@ -36,7 +36,11 @@ async def _slow_daemon(directory: Path, seconds: float) -> AsyncIterator[str]:
     daemon.add_insecure_port(f"unix:{directory / 'daemon.sock'}")
     await daemon.start()
 
+    carrying: set[asyncio.Task[None]] = set()
+
     async def carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if (task := asyncio.current_task()) is not None:
+            carrying.add(task)
         await asyncio.sleep(seconds)
         from_daemon, to_daemon = await asyncio.open_unix_connection(directory / "daemon.sock")
         await asyncio.gather(_pump(reader, to_daemon), _pump(from_daemon, writer))
@@ -44,15 +48,16 @@ async def _slow_daemon(directory: Path, seconds: float) -> AsyncIterator[str]:
     async with await asyncio.start_unix_server(carry, directory / "slow.sock"):
         yield str(directory / "slow.sock")
     await daemon.stop(None)
+    if carrying:
+        await asyncio.wait(carrying, timeout=30)
 
 
 async def _pump(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
-    try:
+    with contextlib.suppress(ConnectionError):  # either end may go first
         while data := await source.read(65536):
             sink.write(data)
             await sink.drain()
-    finally:
-        sink.close()
+    sink.close()
 
 
 async def _version(rpc: Rpc) -> str:
