@@ -22,7 +22,7 @@ from agent.models.transfer import AHEAD_BYTES
 from agent.models.wire import Wire
 from tests.bed.faultproxy import Request, Rule
 from tests.integration.models.conftest import SourceBucket, contents, noise
-from tests.integration.models.test_engine import bring
+from tests.integration.models.test_engine import bring, made
 
 Write = Callable[[RangeFiles, str, memoryview, int], None]
 
@@ -190,11 +190,6 @@ async def test_no_descriptor_stays_open_and_more_directories_than_are_held_are_w
     before = directories_open()
     assert await into(tmp_path, bucket, Engine()) == model
     assert directories_open() == before
-
-
-def made(directory: Path) -> Path:
-    directory.mkdir()
-    return directory
 
 
 def is_of(name: str, request: Request) -> bool:

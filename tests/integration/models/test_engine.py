@@ -145,6 +145,23 @@ async def test_denied_once_renews_the_credentials(bucket: SourceBucket, tmp_path
     assert contents(tmp_path / "files") == {"big.bin": content}
 
 
+async def test_where_versions_may_not_be_read_all_threads_go_on_with_the_plain_key(
+    bucket: SourceBucket, tmp_path: Path
+) -> None:
+    bucket.server.make_bucket(bucket.name, versioned=True)
+    content = bucket.put("m/big.bin", noise(BIG))
+    bucket.proxy.rules.append(Rule("403", times=999, match=lambda r: r.is_range and "versionId=" in r.path))
+    for attempt in range(10):  # all four are refused at about once, and one of them decides
+        to = made(tmp_path / str(attempt))
+        await bring(bucket.uri(), to)
+        assert contents(to / "files") == {"big.bin": content}
+
+
+def made(directory: Path) -> Path:
+    directory.mkdir()
+    return directory
+
+
 async def test_denied_again_is_permanent(bucket: SourceBucket, tmp_path: Path) -> None:
     bucket.put("m/big.bin", noise(BIG))
     bucket.proxy.rules.append(Rule("403", times=99))
